@@ -1,0 +1,83 @@
+// Files: read-only maps, atomic writes, folders, checksums. Every write of the program goes through struct output, so
+// that one place knows how writes fail and tests can make the n-th one fail.
+#ifndef SKYMOE_BASE_FILES_H
+#define SKYMOE_BASE_FILES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+enum { PATH_LENGTH = 4096 };
+
+// ---- reading ----
+
+struct file_map {
+    const uint8_t *data; // NULL when the file is empty
+    long bytes;
+};
+MUST_USE enum status file_map_open(struct file_map *map, const char *path); // ERR_IO; a folder or device is ERR_IO too
+void file_map_close(struct file_map *map);
+
+// Whole file as a NUL-terminated string that the caller frees. ERR_FORMAT when larger than `limit` bytes.
+MUST_USE enum status file_read(char **text, long *bytes, const char *path, long limit);
+
+bool path_exists(const char *path);
+bool path_is_folder(const char *path);
+
+// dst = folder/name; a result that does not fit in PATH_LENGTH is ERR_IO. dst may be neither argument.
+MUST_USE enum status path_join(char dst[PATH_LENGTH], const char *folder, const char *name);
+
+// Entries of a folder except those beginning with '.', sorted by bytes. The caller releases with path_list_free.
+struct path_list {
+    char **name;
+    long n;
+};
+MUST_USE enum status folder_list(struct path_list *list, const char *folder);
+void path_list_free(struct path_list *list);
+
+// ---- writing ----
+//
+// A file appears under its name whole or not at all: output_open writes to `path.tmp`, output_commit flushes it to the
+// disk and renames. The caller must end with exactly one of output_commit and output_abort (which removes the .tmp).
+
+struct output {
+    int fd;
+    char path[PATH_LENGTH];
+    char *buffer;
+    long used;
+    long written; // bytes so far
+    uint64_t hash_state[72]; // XXH3 of all bytes so far, opaque
+};
+MUST_USE enum status output_open(struct output *o, const char *path);
+MUST_USE enum status output_write(struct output *o, const void *data, long bytes);
+MUST_USE enum status output_print(struct output *o, const char *format, ...) __attribute__((format(printf, 2, 3)));
+MUST_USE enum status output_commit(struct output *o, uint64_t *xxh3); // xxh3 may be NULL; aborts by itself on failure
+void output_abort(struct output *o);
+
+MUST_USE enum status file_write(const char *path, const void *data, long bytes); // open, write, commit
+MUST_USE enum status file_copy(const char *to, const char *from);
+
+// Appends one whole record and flushes it to the kernel (metrics.jsonl, event files): not atomic, but a reader never
+// sees a record cut in two except after a crash.
+MUST_USE enum status file_append(int fd, const char *path, const void *data, long bytes);
+MUST_USE enum status file_append_open(int *fd, const char *path);
+
+MUST_USE enum status folder_make(const char *path);   // with parents; an existing folder is fine
+MUST_USE enum status folder_sync(const char *path);   // makes renames inside it durable
+MUST_USE enum status path_rename(const char *to, const char *from);
+MUST_USE enum status folder_remove(const char *path); // recursively; missing is fine; never follows links
+
+long disk_free_bytes(const char *path); // -1 when unknown
+
+// ---- checksums ----
+
+uint64_t xxh3(const void *data, long bytes);
+uint32_t crc32c(const void *data, long bytes); // TensorBoard's
+
+// For tests: the n-th write (1-based, counted over all outputs, appends, syncs and renames) and all later ones fail with ENOSPC. 0: off.
+// Also set by the environment variable SKYMOE_FAIL_WRITE in test builds (-DSKYMOE_TEST_FAULTS).
+void files_fail_write(long n);
+long files_write_count(void);
+
+#endif

@@ -1,0 +1,47 @@
+// JSON through cJSON, with what a reader of outside bytes needs beside it: a size and depth limit, duplicate keys
+// refused, and accessors that say which field is wrong. This header is the only one that includes cJSON's.
+#ifndef SKYMOE_BASE_JSON_H
+#define SKYMOE_BASE_JSON_H
+
+#include <cjson/cJSON.h>
+#include <stdbool.h>
+
+#include "base/status.h"
+
+// Parses `bytes` bytes. `name` (a path) begins every message. ERR_FORMAT: not UTF-8, too deep (64), duplicate keys in an
+// object, text after the value, malformed. The caller frees with cJSON_Delete.
+MUST_USE enum status json_parse(cJSON **json, const char *text, long bytes, const char *name);
+MUST_USE enum status json_read(cJSON **json, const char *path, long limit);
+
+// Fields of an object. A missing one gives `fallback`; a null counts as missing; the wrong type or a number that is not
+// whole or not within [min, max] is ERR_FORMAT "NAME: field is ..., expected ...".
+MUST_USE enum status json_long(long *value, const cJSON *object, const char *field, long fallback, long min, long max,
+                               const char *name);
+MUST_USE enum status json_real(double *value, const cJSON *object, const char *field, double fallback, double min,
+                               double max, const char *name);
+MUST_USE enum status json_bool(bool *value, const cJSON *object, const char *field, bool fallback, const char *name);
+// *value points into the tree.
+MUST_USE enum status json_text(const char **value, const cJSON *object, const char *field, const char *fallback,
+                               const char *name);
+
+// A growing text with JSON writers: comma placement is automatic inside json_begin/json_end pairs.
+struct json_out {
+    char *text; // NUL-terminated; freed by json_out_free
+    long used, room;
+    int depth;
+    bool comma[64];
+    bool failed; // an allocation was refused: checked once at the end by json_out_status
+};
+void json_begin(struct json_out *o, const char *key, char bracket); // '{' or '['; key NULL at top level and in arrays
+void json_end(struct json_out *o, char bracket);                    // '}' or ']'
+void json_put_text(struct json_out *o, const char *key, const char *value); // escapes; NULL -> null
+void json_put_long(struct json_out *o, const char *key, long value);
+void json_put_real(struct json_out *o, const char *key, double value); // shortest that reads back equal; NaN, Inf -> null
+void json_put_bool(struct json_out *o, const char *key, bool value);
+void json_put_null(struct json_out *o, const char *key);
+MUST_USE enum status json_out_status(const struct json_out *o);
+void json_out_free(struct json_out *o);
+
+bool utf8_valid(const char *text, long bytes);
+
+#endif

@@ -1,0 +1,33 @@
+// Checkpoints of a run: RUN/step-%06d/ is a Hugging Face folder plus training/ (masters, moments, state); RUN/latest
+// names the newest. Invariants: a step folder is complete and durable before `latest` names it; nothing is deleted before
+// that; a crash at any instruction leaves the previous checkpoint loadable.
+//
+//     training/optimizer.safetensors   master.NAME, m.NAME, v.NAME of every parameter, f32
+//     training/state.json              struct training_state
+//     training/settings.conf           the run's settings
+#ifndef SKYMOE_CHECKPOINT_CHECKPOINT_H
+#define SKYMOE_CHECKPOINT_CHECKPOINT_H
+
+#include "checkpoint/folder.h"
+
+struct training_state {
+    long step;             // completed steps
+    long samples;          // consumed
+    long tokens;           // trained on
+    long updates;          // optimizer steps that were applied (bias correction counts these)
+    long skipped_in_row;
+    double seconds;        // spent training
+    double *alpha;         // [L] coefficients for the next step; NULL when dense
+    double *global_p, *global_f; // [L, E] statistics of the last step (scope global); NULL when not kept
+    bool has_global;
+};
+
+MUST_USE enum status checkpoint_save(const char *run, const struct model *m, const struct training_state *s,
+                                     const char *settings, const char *tokenizer_folder, long keep);
+// Path of the newest checkpoint of RUN (or RUN itself when it is a step folder). ERR_IO when there is none.
+MUST_USE enum status checkpoint_latest(char path[PATH_LENGTH], const char *run);
+// Reads weights, masters, moments and state; every checksum is verified. The arrays of s must have room (model's L, E).
+MUST_USE enum status checkpoint_load(struct model *m, struct training_state *s, const char *path);
+MUST_USE enum status checkpoint_settings(char **text, const char *path); // the caller frees
+
+#endif

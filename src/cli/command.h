@@ -1,0 +1,23 @@
+// The command table's row. One file per command defines its `struct command`; main.c lists them.
+#ifndef SKYMOE_CLI_COMMAND_H
+#define SKYMOE_CLI_COMMAND_H
+
+#include "base/setting.h"
+
+struct command {
+    const char *name;
+    enum status (*run)(int argc, char **argv); // argv[0] is the command's name; prints results to stdout
+    const struct settings *settings;           // for help and docs
+};
+
+extern const struct command command_prepare, command_train, command_upcycle, command_eval, command_quantize,
+    command_generate, command_inspect, command_report, command_bench;
+
+extern const struct command *const commands[];
+extern const long commands_n;
+
+// settings_parse, then what every command does: --help, threads, quiet, kernels_init. *done is true when --help was shown.
+MUST_USE enum status command_start(const struct settings *s, struct common_options *common, bool *set, bool *done,
+                                   int argc, char **argv);
+
+#endif

@@ -1,0 +1,45 @@
+// Text <-> token ids through SentencePiece (tokenizer.model). sentencepiece.cc is the only C++ file and the only one that
+// includes its header.
+#ifndef SKYMOE_DATA_TOKENIZER_H
+#define SKYMOE_DATA_TOKENIZER_H
+
+#include <stdbool.h>
+
+#include "base/status.h"
+
+struct tokenizer {
+    void *model;     // SentencePieceProcessor
+    long pieces;
+    int bos, eos, unk, pad; // -1: none
+    short *piece_bytes;     // [pieces] bytes of text each id stands for (0: control)
+};
+
+// `path`: a tokenizer.model, or a folder holding one. ERR_IO, ERR_FORMAT (also for a folder that has tokenizer.json only).
+MUST_USE enum status tokenizer_open(struct tokenizer *t, const char *path);
+void tokenizer_close(struct tokenizer *t);
+
+// The caller frees *ids. No bos/eos. Text may contain NUL; it must be UTF-8 (ERR_FORMAT).
+MUST_USE enum status tokenizer_encode(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes);
+// The caller frees *text (NUL-terminated). Ids beyond the pieces are ERR_FORMAT. Incomplete UTF-8 becomes U+FFFD.
+MUST_USE enum status tokenizer_decode(char **text, long *bytes, const struct tokenizer *t, const int *ids, long n);
+
+// Streaming: gives the text that ids[0..n) add beyond the first `shown` bytes, holding back incomplete UTF-8.
+MUST_USE enum status tokenizer_decode_next(char **more, long *shown, const struct tokenizer *t, const int *ids, long n);
+
+// Trains byte-fallback BPE (Llama conventions: identity normalisation, dummy prefix, digits split, unk 0, bos 1, eos 2) on
+// UTF-8 text files and writes PREFIX.model. Reproducible for the same input.
+struct tokenizer_training {
+    const char *const *file; // plain text, one sentence-like line each
+    long files;
+    long vocab_size;
+    long threads;
+    const char *prefix;
+};
+MUST_USE enum status tokenizer_train(const struct tokenizer_training *t);
+
+// Writes into `folder` what makes transformers' AutoTokenizer load it: tokenizer.model, tokenizer_config.json,
+// special_tokens_map.json, generation_config.json; or copies these files from another folder as they are.
+MUST_USE enum status tokenizer_write_folder(const char *folder, const char *model_file, const struct tokenizer *t);
+MUST_USE enum status tokenizer_copy_folder(const char *to, const char *from); // those that exist; none is fine
+
+#endif

@@ -1,0 +1,31 @@
+// Inference of sequences over KV pages: prefill in chunks and one token at a time, one code path (serving adds a
+// scheduler). Pages of 16 tokens of all layers lie behind a block table.
+#ifndef SKYMOE_MODEL_DECODE_H
+#define SKYMOE_MODEL_DECODE_H
+
+#include "model/model.h"
+
+struct kv_cache {
+    struct model *m;
+    long pages;           // of PAGE_TOKENS tokens, all layers
+    long sequences;       // rows of the table
+    long table_stride;    // pages a sequence may have
+    int *table;           // host copy [sequences, table_stride]
+    long *length;         // [sequences] tokens stored
+    int *free_page;       // stack of free pages
+    long free_n;
+    struct arena arena;   // k and v of all layers
+    el **k, **v;          // [L]
+    int *device_ints;     // table, sequence, position on the device
+};
+// Room for `tokens` tokens in all, at most `max_tokens` in one sequence. ERR_MEMORY.
+MUST_USE enum status kv_cache_init(struct kv_cache *kv, struct model *m, long sequences, long tokens, long max_tokens);
+void kv_cache_free(struct kv_cache *kv);
+void kv_cache_drop(struct kv_cache *kv, long sequence); // its pages become free
+
+// Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32 [V]) of the last one;
+// with all_logits not NULL, of every row as [n, V]. ERR_CONFIG when pages or max_tokens run out (nothing appended).
+MUST_USE enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long n, float *last_logits,
+                               float *all_logits);
+
+#endif

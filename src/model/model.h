@@ -1,0 +1,76 @@
+// A model in memory (later: one pipeline stage of it), for training or for inference.
+#ifndef SKYMOE_MODEL_MODEL_H
+#define SKYMOE_MODEL_MODEL_H
+
+#include "model/ffn.h"
+#include "model/head.h"
+#include "model/moe.h"
+
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_MOE, RECOMPUTE_FULL }; // `moe` also covers the dense ffn's ab and h
+
+// What one (layer, slot) keeps; slot = micro-batch in flight.
+struct block_saved {
+    el *in;                       // [T, D] the block's input
+    el *mid;                      // [T, D] after attention
+    struct attention_saved attn;
+    struct ffn_saved ffn;         // dense
+    struct moe_saved moe;         // E > 0
+};
+
+struct model_options {
+    enum dtype dtype;          // of the arithmetic: F32, BF16 (F64 in tests)
+    bool training;             // gradients, optimizer, saved slots
+    long B, S;                 // largest micro-batch; inference: B = 1, S = most rows of one forward
+    long positions;            // rope table length; >= S
+    enum recompute recompute;
+    long recompute_layers;     // the first this many layers recompute; -1: all
+    struct moe_rule rule;
+    enum quant weights;        // QUANT_FP8: matrices are held as F8_E4M3 with scales (inference only)
+};
+
+struct model {
+    struct config c;
+    struct model_options o;
+    struct context x;
+    struct grid grid;
+    struct model_params p;         // values
+    struct model_params g;         // gradients (acc)
+    struct param_list params;      // the table, instantiated, with pointers into the arenas
+    struct moe_balance *balance;   // [L]; NULL when dense
+    struct block_saved *saved;     // [L] (one slot)
+    struct block_saved dsaved;     // gradients of saved values: scratch shared by all layers
+    struct head_scratch head;
+    el *out, *dx, *dmid, *scratch, *rows; // see model.c
+    acc *dxn;
+    int *batch_ints;               // device copy of the batch
+    struct arena parameters, gradients, optimizer, saved_arena, scratch_arena, host;
+};
+
+// Reserves everything; parameters are zero. ERR_MEMORY names the arena. The model must stay where it is (no copying).
+MUST_USE enum status model_init(struct model *m, const struct config *c, const struct model_options *o);
+void model_free(struct model *m);
+
+// The same layouts in measuring mode: bytes of each arena without reserving.
+struct model_bytes {
+    long parameters, gradients, optimizer, saved, scratch;
+};
+MUST_USE enum status model_measure(struct model_bytes *bytes, const struct config *c, const struct model_options *o);
+
+// Initial weights from (seed, global name, element): N(0, init_std), o_proj and w2 / sqrt(2L), norms 1, router
+// N(0, router_std). Masters are set from the same draw before rounding.
+void model_init_weights(struct model *m, long seed, double init_std, double router_std);
+// Values = rounded masters; called after an optimizer step is loaded, and after weights are read into masters.
+void model_masters_from_values(struct model *m);
+
+// One micro-batch. Returns the sum of CE over unmasked tokens (nats). loss_scale = 1/N of the step. Gradients += .
+// aux_weight = T_m / T_step. B may be smaller than o.B.
+double model_forward_backward(struct model *m, const struct batch *b, double loss_scale, double aux_weight);
+// Forward only with the training attention path, dropless: sum of CE; losses[t] per token if not NULL (host).
+double model_loss(struct model *m, const struct batch *b, float *losses);
+
+void model_zero_gradients(struct model *m);
+
+// The hidden states before the final norm for T rows through KV pages (inference): into m->out.
+void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T);
+
+#endif

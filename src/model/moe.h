@@ -1,0 +1,83 @@
+// Mixture-of-experts half of a block [Skywork-MoE report, arXiv 2406.06563]:
+//
+//     n = norm(x);  z = Wg n;  z~ = lambda (z - mean z)/std z  (4.1);  g = softmax(z~);  E_t = top-K of z~
+//     y = x + sum_{e in E_t, kept} (g_e / sum_{E_t} g) Expert_e(n)                       (eq 1-3)
+//     L_aux = sum_e (1/E - P_e)^2,  P_e = mean over tokens of g_e                        (eq 4)
+//
+// cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight travels
+// with its row and multiplies inside the expert, so backward needs no returned rows. Only `experts` is recomputed
+// (level `moe`); routing decisions are always kept.
+#ifndef SKYMOE_MODEL_MOE_H
+#define SKYMOE_MODEL_MOE_H
+
+#include "base/decimal.h"
+#include "model/attention.h"
+
+enum aux_loss { AUX_NONE, AUX_SKYWORK, AUX_SWITCH };
+enum aux_scope { SCOPE_MICRO, SCOPE_SEQUENCE, SCOPE_GLOBAL };
+
+// How a MoE layer routes and balances; the same for every layer but alpha and the global statistics.
+struct moe_rule {
+    struct decimal capacity;         // capacity factor; 0: dropless
+    struct decimal virtual_capacity; // dropless training: factor for the drop rate statistic
+    enum drop_policy policy;
+    enum aux_loss aux;
+    enum aux_scope scope;
+};
+extern const struct moe_rule moe_rule_inference; // dropless, no aux loss
+
+// Per layer, over a step; the trainer resets the sums at its start and reads them at its end. Host memory.
+struct moe_balance {
+    double alpha;                // coefficient of L_aux, constant within a step
+    double aux_weight;           // set by the trainer per micro-batch: T_m / T_step
+    double *global_p, *global_f; // [E] statistics of the previous step (scope global); valid if has_global
+    bool has_global;
+    // sums over the step's micro-batches:
+    long *count;                 // [E] assignments before dropping
+    double *p_sum;               // [E] sum of g over tokens
+    long dropped;                // assignments over the capacity (or the virtual one)
+    long tokens;
+    double aux;                  // sum of aux_weight * L_aux
+    struct gate_statistics statistics;
+};
+MUST_USE enum status moe_balance_init(struct moe_balance *b, long E, double alpha);
+void moe_balance_free(struct moe_balance *b);
+void moe_balance_reset(struct moe_balance *b, long E);
+
+// ceil(factor K T / E) in integers; LONG_MAX for factor 0.
+long moe_capacity(struct decimal factor, long K, long T, long E);
+
+struct moe_saved {
+    acc *rstd;     // [T]
+    el *xn;        // [T, D]
+    acc *z;        // [T, E] z~
+    acc *g;        // [T, E]
+    acc *inv_std;  // [T]
+    acc *aux_dg;   // [groups, E] gradient of alpha*aux_weight*L_aux for g, one row per group of `aux_group` tokens
+    long aux_group;
+    int *expert;   // [T, K]
+    acc *weight;   // [T, K]
+    int *row;      // [T, K]
+    int *source;   // [T K]
+    long *first;   // [E+1] host
+    long *count;   // [E] host
+    long R;
+    el *xr;        // [R, D]   droppable from here
+    el *ab;        // [R, 2F]
+    el *h;         // [R, F]
+};
+// `host` holds first and count.
+void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *droppable, struct arena *host,
+                      const struct context *x, long T, long groups);
+
+// rows: scratch el [T K, D].
+void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                 struct moe_balance *balance, struct moe_saved *s, el *y, const el *in, long B, long S, el *rows);
+void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, long T); // xr, ab, h again
+void moe_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                        const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
+                        el *rows, acc *dxn);
+void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
+                         const struct moe_saved *ds, const el *dy, const el *in, long T, const el *rows);
+
+#endif

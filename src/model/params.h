@@ -1,0 +1,89 @@
+// The parameter table: one row a kind of tensor. Allocation, initialisation, optimizer, clipping, checkpoints, upcycling,
+// quantising and the memory plan walk this table; adding a tensor is one row and one field.
+#ifndef SKYMOE_MODEL_PARAMS_H
+#define SKYMOE_MODEL_PARAMS_H
+
+#include "base/arena.h"
+#include "kernels/kernels.h"
+#include "model/config.h"
+
+// Fields hold parts one behind the other, so that one product serves all of them.
+struct layer_params {
+    struct tensor attn_norm; // acc [D]
+    struct tensor qkv;       // el [(H + 2G) C, D]: q, then k, then v
+    struct tensor o;         // el [D, H C]
+    struct tensor ffn_norm;  // acc [D]
+    struct tensor router;    // acc [E, D]; absent when dense
+    struct tensor w13;       // el [E, 2F, D]: of each expert w1 (gate), then w3 (up); E = 1 when dense
+    struct tensor w2;        // el [E, D, F]
+};
+struct model_params {
+    struct tensor embed;      // el [V, D]
+    struct tensor final_norm; // acc [D]
+    struct tensor head;       // el [V, D]; the same memory as embed when tied
+    struct layer_params *layer; // [L]
+};
+
+enum param_scope { PER_MODEL, PER_LAYER, PER_EXPERT };
+enum param_dim { DIM_NONE, DIM_V, DIM_D, DIM_HC, DIM_GC, DIM_F, DIM_E };
+enum param_split { SPLIT_NONE, SPLIT_ROWS, SPLIT_COLUMNS }; // over the tensor (experts: expert tensor) group
+enum param_unit { UNIT_ONE, UNIT_HEAD, UNIT_KV_HEAD };      // what may not be cut
+enum param_reduce { REDUCE_DENSE, REDUCE_EVERYWHERE, REDUCE_EXPERT }; // whose ranks hold the same part
+enum param_init { INIT_ONE, INIT_STD, INIT_STD_OUT, INIT_ROUTER };    // STD_OUT: std / sqrt(2L)
+enum param_when { WHEN_ALWAYS, WHEN_DENSE, WHEN_MOE, WHEN_UNTIED };
+
+struct param_kind {
+    const char *name;         // HF pattern, {l} layer and {e} expert: "model.layers.{l}.self_attn.q_proj.weight"
+    enum param_when when;
+    enum param_scope scope;
+    long field;               // offsetof in layer_params (model_params for PER_MODEL)
+    enum param_dim rows, columns; // columns DIM_NONE: a vector of `rows`
+    enum param_dim before[2]; // rows of the field that stand before this part (within one expert)
+    enum param_split split;
+    enum param_unit unit;
+    enum param_reduce reduce;
+    enum param_init init;
+    bool in_acc;              // held in acc (f32) whatever the model's dtype: norms, router
+    bool decay;               // weight decay applies
+    bool quantise;            // FP8 applies
+};
+extern const struct param_kind param_kinds[];
+extern const long param_kinds_n;
+
+long config_dim(const struct config *c, enum param_dim d); // 1 for DIM_NONE
+
+// One tensor of one model: a row of the table, instantiated. In order: embedding, layers ascending (table order, experts
+// ascending), final norm, head. This order is the order of checkpoints, of gradient norms and of everything that walks.
+struct param {
+    char name[96];            // global HF name
+    const struct param_kind *kind;
+    long layer, expert;       // -1 where none
+    long rows, columns;       // columns 1 for vectors
+    long part;                // element offset of this part within the field
+    struct tensor value;      // data points at the first element of this part; scale likewise
+    void *grad;               // acc, or NULL in inference
+    void *master, *m, *v;     // acc; NULL in inference; master NULL where value itself is acc
+};
+struct param_list {
+    struct param *item;
+    long n;
+    long elements;            // of all
+};
+
+// Names and shapes only (no memory behind value/grad); param_list_free releases. ERR_MEMORY.
+MUST_USE enum status param_list_of(struct param_list *list, const struct config *c);
+void param_list_free(struct param_list *list);
+
+// NULL when absent. `name` is the global name.
+struct param *param_find(const struct param_list *list, const char *name);
+
+// Two-pass layout of all fields, matrices in `matrix` dtype (F8 adds scales), in_acc rows in `acc`. For gradients, masters
+// and moments call with matrix = acc. `layer` points at room for L layer_params.
+void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
+                         enum dtype matrix, enum dtype other, enum dtype acc);
+// `other`: embedding and head (16-bit beside F8 matrices).
+
+// Where `kind`'s field stands in p (layer < 0 for PER_MODEL).
+struct tensor *params_field(struct model_params *p, const struct param_kind *kind, long layer);
+
+#endif

@@ -1,0 +1,26 @@
+// Dense -> MoE, folder to folder, tensor by tensor: never the whole model in memory (docs/numerics.md, upcycling).
+#ifndef SKYMOE_TRAIN_UPCYCLE_H
+#define SKYMOE_TRAIN_UPCYCLE_H
+
+#include "checkpoint/folder.h"
+
+enum upcycle_method { UPCYCLE_COPY, UPCYCLE_NOISE, UPCYCLE_DROP };
+
+struct upcycle_options {
+    enum upcycle_method method;
+    long E, K;
+    enum arch arch;        // ARCH_SKYWORK (or ARCH_SKYMOE by K) or ARCH_MIXTRAL
+    double gate_norm_std;
+    double router_std;     // N(0, router_std)
+    double noise;          // noise: s, times the tensor's own standard deviation
+    double drop;           // drop: fraction of intermediate columns redrawn
+    long seed;
+};
+struct upcycle_result {
+    long params_total, params_active, output_bytes;
+    double *similarity;    // [L]; freed by the caller
+};
+MUST_USE enum status upcycle(struct upcycle_result *r, const struct model_folder *from, const char *to,
+                             const struct upcycle_options *o, bool dry_run);
+
+#endif
