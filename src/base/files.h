@@ -39,7 +39,8 @@ void path_list_free(struct path_list *list);
 // ---- writing ----
 //
 // A file appears under its name whole or not at all: output_open writes to `path.tmp`, output_commit flushes it to the
-// disk and renames. The caller must end with exactly one of output_commit and output_abort (which removes the .tmp).
+// disk and renames. After a successful output_open the caller ends with exactly one of output_commit and output_abort
+// (which removes the .tmp), also after a failed output_write. One writer per path: a left-over .tmp is replaced.
 
 struct output {
     int fd;
@@ -47,7 +48,7 @@ struct output {
     char *buffer;
     long used;
     long written; // bytes so far
-    uint64_t hash_state[72]; // XXH3 of all bytes so far, opaque
+    void *hash;   // XXH3 of all bytes so far
 };
 MUST_USE enum status output_open(struct output *o, const char *path);
 MUST_USE enum status output_write(struct output *o, const void *data, long bytes);
