@@ -1,0 +1,18 @@
+// How the kernel tables are filled, from the plain reference upwards. Private to src/kernels/.
+//
+// Each fill overwrites the entries of `k` that it implements better for element type `el` at `level` and leaves the others
+// alone. kernels_init calls ref_fill, dnnl_fill, x86_fill in this order, with the level that the machine and
+// SKYMOE_KERNELS allow; x86_fill also at lower levels, to find out which level an entry comes from.
+#ifndef SKYMOE_KERNELS_KERNELS_FILL_H
+#define SKYMOE_KERNELS_KERNELS_FILL_H
+
+#include "kernels/kernels.h"
+
+// A level includes those below it, and caps oneDNN's own instruction set too.
+enum kernel_level { LEVEL_REF, LEVEL_DNNL, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AVX512BF16 };
+
+void ref_fill(struct kernels *k, enum dtype el); // every entry, and device, el, acc
+void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level);
+void x86_fill(struct kernels *k, enum dtype el, enum kernel_level level);
+
+#endif
