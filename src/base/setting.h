@@ -23,7 +23,7 @@ enum setting_type {
     SETTING_TEXT,    // const char * (owned by the settings code, lives as long as the process; NULL when unset)
     SETTING_CHOICE,  // const char *, one of the words in `choices`
     SETTING_LIST,    // struct text_list: the option may repeat; words without an option are added to the table's
-                     // first LIST row
+                     // first LIST row. A word of the command line is one item even if it has spaces
 };
 
 struct setting {
@@ -36,7 +36,8 @@ struct setting {
     const char *help;     // one line; shown by --help and in docs/
 };
 
-// One command's settings. `common` rows (threads, seed, quiet, config, help) are joined by settings_parse itself.
+// One command's settings. Common rows (config, threads, seed, json, quiet, help) are joined by settings_parse itself; a
+// command's own row of the same name takes the place of the common one, so that settings_dump writes it too.
 struct settings {
     const char *command;
     const char *summary;       // one line for `skymoe help`
@@ -60,13 +61,23 @@ struct common_options {
 MUST_USE enum status settings_parse(const struct settings *s, struct common_options *common, bool *set, int argc,
                                     char **argv);
 
-// One `name = value` line for each row, in table order; parses back to the same values. The caller frees *text.
+// One `name = value` line for each row, in table order; parses back to the same values. A text is quoted where needed
+// ("a \"b\" # c\n"), a list is its words, nothing after the = means unset. The caller frees *text.
 MUST_USE enum status settings_dump(char **text, const struct settings *s);
 
-// Reads such text over the present values (a checkpoint's settings.conf). Same errors; `source` names it in messages.
+// Reads such text over the present values (a checkpoint's settings.conf). The same errors but as ERR_FORMAT, since it is
+// something read; `source` names it in messages. On failure some values may be changed already.
 MUST_USE enum status settings_read(const struct settings *s, bool *set, const char *text, const char *source);
 
 void settings_help(FILE *out, const struct settings *s);
+void settings_markdown(FILE *out, const struct settings *s); // the same table for docs/
+void settings_markdown_common(FILE *out);                    // the rows every command has
+
+// The parts that setting.c and setting_text.c share.
+extern const struct setting common_row[];
+extern const long common_row_n;
+bool setting_replaced(const struct settings *s, const struct setting *common);
+void setting_allowed(char *text, size_t room, const struct setting *r); // "0 to 1", "f32, bf16" or ""
 
 // The word of candidates[] nearest to `word` (edit distance), for messages. n >= 1.
 const char *nearest_word(const char *word, const char *const *candidates, long n);
