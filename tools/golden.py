@@ -366,6 +366,37 @@ def objective(c, w, batch, frozen):
     return total
 
 
+# ---- optimizer ----
+
+ADAMW = dict(lr=[0.01, 0.003], beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0)
+
+
+def step_gradients(c, w, batch):
+    dw, n = {k: np.zeros_like(v) for k, v in w.items()}, (batch["target"] >= 0).sum()
+    for part in micro_batches(c, batch):
+        logits, saved = forward(c, w, part, c["capacity"])
+        backward(c, w, dw, part, saved, cross_entropy(logits, part["target"].ravel())[1] / n,
+                 part["token"].size / batch["token"].size)
+    return dw
+
+
+def train(c, w, batch):
+    """Decoupled weight decay on matrices that are not the router; two steps on the same batch."""
+    o, m, v = ADAMW, {k: 0.0 for k in w}, {k: 0.0 for k in w}
+    for t, lr in enumerate(o["lr"], 1):
+        grad = step_gradients(c, w, batch)
+        size, w = math.sqrt(sum(float((g * g).sum()) for g in grad.values())), dict(w)
+        for k, g in grad.items():
+            g = g * min(1.0, o["clip"] / size)
+            m[k] = o["beta1"] * m[k] + (1 - o["beta1"]) * g
+            v[k] = o["beta2"] * v[k] + (1 - o["beta2"]) * g * g
+            move = m[k] / (1 - o["beta1"] ** t) / (np.sqrt(v[k] / (1 - o["beta2"] ** t)) + o["eps"])
+            if w[k].ndim == 2 and "gate.weight" not in k:
+                move = move + o["weight_decay"] * w[k]
+            w[k] = w[k] - lr * move
+    return w
+
+
 # ---- FP8 ----
 
 E4M3 = [(-1) ** (q >> 7) * (2.0 ** -6 * (q & 7) / 8 if q >> 3 & 15 == 0 else
@@ -479,9 +510,12 @@ def compute(c):
     dropless = sum(cross_entropy(forward(c, w, p, "0")[0], p["target"].ravel())[0] for p in parts)
     for k, v in dw.items():
         tensors["grad." + k] = v
+    for k, v in train(c, w, batch).items():
+        if c["arch"] == "LlamaForCausalLM" or any(part in k for part in ("gate.weight", "norm", "experts.0.w2")):
+            tensors["after." + k] = v
     norm2 = math.sqrt(sum(float((v * v).sum()) for v in dw.values()))
     j = {"case": c["name"], "batch": B, "sequence": S, "micro_batch": c["micro_batch"], "targets": n, "loss": ce / n,
-         "dropless_loss": dropless / n, "grad_norm": norm2}
+         "dropless_loss": dropless / n, "grad_norm": norm2, "adamw": ADAMW}
     if c["E"]:
         j |= {"capacity_factor": c["capacity"], "policy": c["policy"], "aux": c["aux"], "scope": c["scope"],
               "capacity": capacity_of(c["capacity"], c["K"], parts[0]["token"].size, c["E"]), "layers": []}
