@@ -14,7 +14,7 @@ static inline double decimal_value(struct decimal d)
     return d.numerator ? (double)d.numerator / (double)d.denominator : 0.0;
 }
 
-enum { NUMBER_TEXT = 32 };
+enum { NUMBER_TEXT = 48 };
 
 // "-12.5": digits with at most 9 decimals (trailing zeros do not count) and no exponent; false otherwise.
 bool decimal_parse(struct decimal *d, const char *text);

@@ -8,10 +8,24 @@
 
 #include "base/status.h"
 
-// Parses `bytes` bytes. `name` (a path) begins every message. ERR_FORMAT: not UTF-8, too deep (64), duplicate keys in an
-// object, text after the value, malformed. The caller frees with cJSON_Delete.
+// Parses `bytes` bytes, strictly (RFC 8259). `name` (a path) begins every message. ERR_FORMAT: not UTF-8, too deep (64),
+// duplicate keys in an object, text after the value, a number beyond double, \u0000 (texts end at a NUL), malformed.
+// The caller frees with cJSON_Delete.
 MUST_USE enum status json_parse(cJSON **json, const char *text, long bytes, const char *name);
 MUST_USE enum status json_read(cJSON **json, const char *path, long limit);
+
+// cJSON finds a field by walking the list of all: right for small objects only. An index sorts the fields of an object
+// once; the elements of an array are in order. It points into the tree.
+struct json_index {
+    const cJSON **item;
+    long n;
+};
+MUST_USE enum status json_index_make(struct json_index *index, const cJSON *parent); // ERR_MEMORY
+const cJSON *json_index_find(const struct json_index *index, const char *field);     // of an object; NULL if missing
+void json_index_free(struct json_index *index);
+
+// A field of a small object by its exact name (cJSON_GetObjectItem ignores case); NULL if missing or not an object.
+const cJSON *json_field(const cJSON *object, const char *field);
 
 // Fields of an object. A missing one gives `fallback`; a null counts as missing; the wrong type or a number that is not
 // whole or not within [min, max] is ERR_FORMAT "NAME: field is ..., expected ...".
@@ -34,7 +48,7 @@ struct json_out {
 };
 void json_begin(struct json_out *o, const char *key, char bracket); // '{' or '['; key NULL at top level and in arrays
 void json_end(struct json_out *o, char bracket);                    // '}' or ']'
-void json_put_text(struct json_out *o, const char *key, const char *value); // escapes; NULL -> null
+void json_put_text(struct json_out *o, const char *key, const char *value); // escapes; NULL -> null; not UTF-8 -> U+FFFD
 void json_put_long(struct json_out *o, const char *key, long value);
 void json_put_real(struct json_out *o, const char *key, double value); // shortest that reads back equal; NaN, Inf -> null
 void json_put_bool(struct json_out *o, const char *key, bool value);
