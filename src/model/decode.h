@@ -9,22 +9,26 @@ struct kv_cache {
     struct model *m;
     long pages;           // of PAGE_TOKENS tokens, all layers
     long sequences;       // rows of the table
+    long max_tokens;      // of one sequence
     long table_stride;    // pages a sequence may have
     int *table;           // host copy [sequences, table_stride]
     long *length;         // [sequences] tokens stored
     int *free_page;       // stack of free pages
     long free_n;
-    struct arena arena;   // k and v of all layers
-    el **k, **v;          // [L]
-    int *device_ints;     // table, sequence, position on the device
+    int *row_ints;        // host: sequence, then position of each row of one forward
+    struct arena arena;   // k and v of all layers, and the device's ints
+    struct kv_view *view; // [L]
+    int *device_table;    // [sequences, table_stride]
+    int *device_rows;     // row_ints on the device
 };
-// Room for `tokens` tokens in all, at most `max_tokens` in one sequence. ERR_MEMORY.
+// Room for `tokens` tokens in all, at most `max_tokens` in one sequence (ERR_CONFIG beyond m->o.positions). ERR_MEMORY.
 MUST_USE enum status kv_cache_init(struct kv_cache *kv, struct model *m, long sequences, long tokens, long max_tokens);
 void kv_cache_free(struct kv_cache *kv);
 void kv_cache_drop(struct kv_cache *kv, long sequence); // its pages become free
 
 // Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32 [V]) of the last one;
-// with all_logits not NULL, of every row as [n, V]. ERR_CONFIG when pages or max_tokens run out (nothing appended).
+// with all_logits not NULL, of every row as [n, V]. Either may be NULL. ERR_CONFIG when pages or max_tokens run out or a
+// token is not in the vocabulary (nothing appended).
 MUST_USE enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long n, float *last_logits,
                                float *all_logits);
 

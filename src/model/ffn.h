@@ -10,12 +10,12 @@ struct ffn_saved {
     el *ab;    // [T, 2F] w1 n, w3 n
     el *h;     // [T, F]
 };
-// droppable: where ab and h lie; recompute levels place this in shared scratch (see block.h).
-void ffn_saved_layout(struct ffn_saved *s, struct arena *kept, struct arena *droppable, const struct context *x, long T);
+// All of it can be computed again from the input, so a recomputing layer places it in shared scratch (see block.h).
+void ffn_saved_layout(struct ffn_saved *s, struct arena *droppable, const struct context *x, long T);
 
 void ffn_forward(const struct context *x, const struct layer_params *p, struct ffn_saved *s, el *y, const el *in,
                  long T, el *scratch);
-void ffn_recompute(const struct context *x, const struct layer_params *p, struct ffn_saved *s, long T); // ab, h again
+void ffn_recompute(const struct context *x, const struct layer_params *p, struct ffn_saved *s, const el *in, long T);
 void ffn_backward_input(const struct context *x, const struct layer_params *p, const struct ffn_saved *s,
                         struct ffn_saved *ds, el *dx, const el *dy, const el *in, long T);
 void ffn_backward_weight(const struct context *x, struct layer_params *g, const struct ffn_saved *s,

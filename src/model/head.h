@@ -24,4 +24,7 @@ void head_loss(const struct context *x, const struct model_params *p, struct mod
 void head_logits(const struct context *x, const struct model_params *p, struct head_scratch *s, const el *in,
                  long first, long n);
 
+// n values (losses, logits) as floats on the host.
+void head_values(const struct context *x, float *to, const acc *from, long n);
+
 #endif

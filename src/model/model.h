@@ -2,20 +2,8 @@
 #ifndef SKYMOE_MODEL_MODEL_H
 #define SKYMOE_MODEL_MODEL_H
 
-#include "model/ffn.h"
+#include "model/block.h"
 #include "model/head.h"
-#include "model/moe.h"
-
-enum recompute { RECOMPUTE_NONE, RECOMPUTE_MOE, RECOMPUTE_FULL }; // `moe` also covers the dense ffn's ab and h
-
-// What one (layer, slot) keeps; slot = micro-batch in flight.
-struct block_saved {
-    el *in;                       // [T, D] the block's input
-    el *mid;                      // [T, D] after attention
-    struct attention_saved attn;
-    struct ffn_saved ffn;         // dense
-    struct moe_saved moe;         // E > 0
-};
 
 struct model_options {
     enum dtype dtype;          // of the arithmetic: F32, BF16 (F64 in tests)
@@ -35,15 +23,16 @@ struct model {
     struct grid grid;
     struct model_params p;         // values
     struct model_params g;         // gradients (acc)
+    struct model_params master, moment1, moment2; // of the optimizer (acc); masters only where values are not acc
     struct param_list params;      // the table, instantiated, with pointers into the arenas
-    struct moe_balance *balance;   // [L]; NULL when dense
-    struct block_saved *saved;     // [L] (one slot)
-    struct block_saved dsaved;     // gradients of saved values: scratch shared by all layers
+    struct moe_balance *balance;   // [L]; NULL when dense or not training
+    struct block_saved *saved;     // [L] (one slot); inference: all at one place
+    struct block_scratch scratch;
     struct head_scratch head;
-    el *out, *dx, *dmid, *scratch, *rows; // see model.c
-    acc *dxn;
-    int *batch_ints;               // device copy of the batch
-    struct arena parameters, gradients, optimizer, saved_arena, scratch_arena, host;
+    el *out;                       // [T, D] of the last layer
+    el *dy;                        // [T, D] gradient of a layer's output, while backward walks down
+    int *batch_ints;               // device copy of the batch: token, target, position, start, [T] each
+    struct arena parameters, gradients, optimizer, activations, scratch_arena, host;
 };
 
 // Reserves everything; parameters are zero. ERR_MEMORY names the arena. The model must stay where it is (no copying).
@@ -59,18 +48,23 @@ MUST_USE enum status model_measure(struct model_bytes *bytes, const struct confi
 // Initial weights from (seed, global name, element): N(0, init_std), o_proj and w2 / sqrt(2L), norms 1, router
 // N(0, router_std). Masters are set from the same draw before rounding.
 void model_init_weights(struct model *m, long seed, double init_std, double router_std);
-// Values = rounded masters; called after an optimizer step is loaded, and after weights are read into masters.
+// Masters = values: called after weights were read into values (a checkpoint's own masters are read as they are).
 void model_masters_from_values(struct model *m);
 
+// Tokens must lie in the vocabulary, targets in it or be -1, positions and starts within the sequence (host memory; the
+// caller has checked what it read). B may be smaller than o.B, also 0; S too.
+
 // One micro-batch. Returns the sum of CE over unmasked tokens (nats). loss_scale = 1/N of the step. Gradients += .
-// aux_weight = T_m / T_step. B may be smaller than o.B.
+// aux_weight = T_m / T_step.
 double model_forward_backward(struct model *m, const struct batch *b, double loss_scale, double aux_weight);
-// Forward only with the training attention path, dropless: sum of CE; losses[t] per token if not NULL (host).
+// Forward only with the training attention path, dropless: sum of CE; losses[t] per token if not NULL (host). The hidden
+// states before the final norm stay in m->out (head_logits).
 double model_loss(struct model *m, const struct batch *b, float *losses);
 
 void model_zero_gradients(struct model *m);
 
-// The hidden states before the final norm for T rows through KV pages (inference): into m->out.
+// The hidden states before the final norm for T <= o.S rows through KV pages (inference): into m->out. token: host;
+// layer_kv [L]: device.
 void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T);
 
 #endif

@@ -5,8 +5,8 @@
 //     L_aux = sum_e (1/E - P_e)^2,  P_e = mean over tokens of g_e                        (eq 4)
 //
 // cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight travels
-// with its row and multiplies inside the expert, so backward needs no returned rows. Only `experts` is recomputed
-// (level `moe`); routing decisions are always kept.
+// with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are always kept;
+// what leads from them to the experts' hidden rows can be recomputed.
 #ifndef SKYMOE_MODEL_MOE_H
 #define SKYMOE_MODEL_MOE_H
 
@@ -29,7 +29,7 @@ extern const struct moe_rule moe_rule_inference; // dropless, no aux loss
 // Per layer, over a step; the trainer resets the sums at its start and reads them at its end. Host memory.
 struct moe_balance {
     double alpha;                // coefficient of L_aux, constant within a step
-    double aux_weight;           // set by the trainer per micro-batch: T_m / T_step
+    double aux_weight;           // T_m / T_step of the micro-batch (model_forward_backward sets it)
     double *global_p, *global_f; // [E] statistics of the previous step (scope global); valid if has_global
     bool has_global;
     // sums over the step's micro-batches:
@@ -47,9 +47,8 @@ void moe_balance_reset(struct moe_balance *b, long E);
 // ceil(factor K T / E) in integers; LONG_MAX for factor 0.
 long moe_capacity(struct decimal factor, long K, long T, long E);
 
+// Kept by forward for backward. A second instance holds the gradients of the same values (scratch of backward).
 struct moe_saved {
-    acc *rstd;     // [T]
-    el *xn;        // [T, D]
     acc *z;        // [T, E] z~
     acc *g;        // [T, E]
     acc *inv_std;  // [T]
@@ -61,23 +60,32 @@ struct moe_saved {
     int *source;   // [T K]
     long *first;   // [E+1] host
     long *count;   // [E] host
+    acc *sums;     // [groups, E] host
+    int *chosen;   // [T, K] host, with more than one group
     long R;
-    el *xr;        // [R, D]   droppable from here
+    acc *rstd;     // [T]      droppable from here
+    el *xn;        // [T, D]
+    el *xr;        // [R, D]
     el *ab;        // [R, 2F]
     el *h;         // [R, F]
 };
-// `host` holds first and count.
+// groups: most groups of tokens whose balance is judged apart (scope sequence: sequences; else 1).
 void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *droppable, struct arena *host,
                       const struct context *x, long T, long groups);
 
-// rows: scratch el [T K, D].
+// rows: scratch el [T K, D]. balance NULL: inference, no statistics and no auxiliary loss.
 void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                  struct moe_balance *balance, struct moe_saved *s, el *y, const el *in, long B, long S, el *rows);
-void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, long T); // xr, ab, h again
+void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, const el *in, long T);
+// rows: the gradient of the experts' results, for backward_weight. dxn: scratch acc [T, D].
 void moe_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                         const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
                         el *rows, acc *dxn);
 void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
-                         const struct moe_saved *ds, const el *dy, const el *in, long T, const el *rows);
+                         const struct moe_saved *ds, const el *in, long T, const el *rows);
+
+// Adds a routed micro-batch to the step's sums and sets s->aux_dg, the gradient of its auxiliary loss (moe_balance.c).
+void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
+                     long B, long S);
 
 #endif

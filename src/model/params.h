@@ -52,8 +52,8 @@ extern const long param_kinds_n;
 
 long config_dim(const struct config *c, enum param_dim d); // 1 for DIM_NONE
 
-// One tensor of one model: a row of the table, instantiated. In order: embedding, layers ascending (table order, experts
-// ascending), final norm, head. This order is the order of checkpoints, of gradient norms and of everything that walks.
+// One tensor of one model: a row of the table, instantiated. In order: embedding, layers ascending (table order, then
+// expert by expert w1, w3, w2), final norm, head: the order of checkpoints, of gradient norms and of everything that walks.
 struct param {
     char name[96];            // global HF name
     const struct param_kind *kind;
@@ -77,11 +77,11 @@ void param_list_free(struct param_list *list);
 // NULL when absent. `name` is the global name.
 struct param *param_find(const struct param_list *list, const char *name);
 
-// Two-pass layout of all fields, matrices in `matrix` dtype (F8 adds scales), in_acc rows in `acc`. For gradients, masters
-// and moments call with matrix = acc. `layer` points at room for L layer_params.
+// Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales), embedding and head in
+// `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out. For gradients, masters and
+// moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring).
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
-                         enum dtype matrix, enum dtype other, enum dtype acc);
-// `other`: embedding and head (16-bit beside F8 matrices).
+                         enum dtype matrix, enum dtype other, enum dtype in_acc);
 
 // Where `kind`'s field stands in p (layer < 0 for PER_MODEL).
 struct tensor *params_field(struct model_params *p, const struct param_kind *kind, long layer);

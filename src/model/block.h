@@ -1,0 +1,59 @@
+// One transformer layer: attention, then dense ffn or mixture of experts, each with its residual.
+//
+// Recompute is a property of where saved values lie: those that a level drops share one place among all recomputing
+// layers, and backward first fills it again for its layer by the same forward functions. Routing decisions are always
+// kept, so what is recomputed is the same bit for bit.
+#ifndef SKYMOE_MODEL_BLOCK_H
+#define SKYMOE_MODEL_BLOCK_H
+
+#include "model/ffn.h"
+#include "model/moe.h"
+
+enum recompute {
+    RECOMPUTE_NONE,
+    RECOMPUTE_MOE,  // what the experts (or the dense ffn) need
+    RECOMPUTE_FULL, // everything but the layer's input and its routing decisions
+};
+
+// What one (layer, slot) keeps; slot = micro-batch in flight.
+struct block_saved {
+    el *in;                       // [T, D] the block's input
+    el *mid;                      // [T, D] after attention
+    struct attention_saved attn;
+    struct ffn_saved ffn;         // dense
+    struct moe_saved moe;         // E > 0
+};
+// shared: where dropped values lie.
+void block_saved_layout(struct block_saved *s, enum recompute level, struct arena *saved, struct arena *shared,
+                        struct arena *host, const struct context *x, long T, long groups);
+
+// What the layers use in turn.
+struct block_scratch {
+    el *out;               // [T, D] a half's result before the residual
+    el *rows;              // [T K, D] the experts' results
+    // backward:
+    struct block_saved ds; // gradients of saved values
+    acc *dxn;              // [T, D]
+};
+void block_scratch_layout(struct block_scratch *s, struct arena *a, struct arena *host, const struct context *x, long T,
+                          bool backward);
+
+// From s->in to y. balance NULL: no statistics, no auxiliary loss.
+void block_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                   struct moe_balance *balance, struct block_saved *s, el *y, const struct batch *b,
+                   struct block_scratch *scratch);
+void block_recompute(const struct context *x, const struct layer_params *p, enum recompute level, struct block_saved *s,
+                     const struct batch *b, struct block_scratch *scratch);
+// dy: gradient of the block's output. That of its input comes to scratch->ds.in; the rest of ds is read by
+// backward_weight, which adds to the gradients in g (+=).
+void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                          const struct block_saved *s, const el *dy, const struct batch *b,
+                          struct block_scratch *scratch);
+void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s, const el *dy,
+                           const struct batch *b, const struct block_scratch *scratch);
+
+// Inference over KV pages; dropless.
+void block_paged_forward(const struct context *x, const struct layer_params *p, struct block_saved *s, el *y,
+                         const struct kv_view *kv, long T, struct block_scratch *scratch);
+
+#endif

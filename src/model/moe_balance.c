@@ -1,0 +1,123 @@
+// How evenly tokens spread over experts: the capacity of an expert, the auxiliary losses with their gradient for g, and
+// the sums of a step.
+#include <limits.h>
+#include <stdlib.h>
+
+#include "model/moe.h"
+
+long moe_capacity(struct decimal factor, long K, long T, long E)
+{
+    if (factor.numerator == 0 || factor.denominator == 0) return LONG_MAX;
+    __int128 over = (__int128)factor.denominator * E;
+    __int128 capacity = ((__int128)factor.numerator * K * T + over - 1) / over;
+    return capacity > LONG_MAX ? LONG_MAX : (long)capacity;
+}
+
+enum status moe_balance_init(struct moe_balance *b, long E, double alpha)
+{
+    *b = (struct moe_balance){.alpha = alpha};
+    b->global_p = calloc((size_t)E, sizeof *b->global_p);
+    b->global_f = calloc((size_t)E, sizeof *b->global_f);
+    b->count = calloc((size_t)E, sizeof *b->count);
+    b->p_sum = calloc((size_t)E, sizeof *b->p_sum);
+    if (b->global_p && b->global_f && b->count && b->p_sum) return OK;
+    moe_balance_free(b);
+    return fail(ERR_MEMORY, "memory: balance statistics of %ld experts were refused (free some memory)", E);
+}
+
+void moe_balance_free(struct moe_balance *b)
+{
+    free(b->global_p);
+    free(b->global_f);
+    free(b->count);
+    free(b->p_sum);
+    *b = (struct moe_balance){0};
+}
+
+void moe_balance_reset(struct moe_balance *b, long E)
+{
+    for (long e = 0; e < E; e++) {
+        b->count[e] = 0;
+        b->p_sum[e] = 0;
+    }
+    b->dropped = b->tokens = 0;
+    b->aux = 0;
+    b->statistics = (struct gate_statistics){0};
+}
+
+// L_aux of one group of tokens, and in *slope its derivative for P_e, summand of expert e.
+//
+// skywork [report, eq 4]: (1/E - P_e)^2. With the previous step's P (`before`) the slope is taken there and the loss is
+// the tangent at that point: for `before` = P it is the loss itself.
+// switch [Fedus et al. 2022, eq 4]: E f_e P_e, f_e the fraction of assignments, constant.
+static double loss_of_expert(double *slope, enum aux_loss aux, double P, double before, double f, long E)
+{
+    double miss = 1.0 / (double)E - before;
+    *slope = aux == AUX_SKYWORK ? -2 * miss : (double)E * f;
+    return aux == AUX_SKYWORK ? miss * miss + *slope * (P - before) : *slope * P;
+}
+
+// Assignments to expert e among the tokens of one group.
+static long count_of(const struct moe_saved *s, long group, long groups, long e, long n, long K)
+{
+    if (groups == 1) return s->count[e];
+    long count = 0;
+    for (long i = group * n * K; i < (group + 1) * n * K; i++) count += s->chosen[i] == e;
+    return count;
+}
+
+// L_aux = mean over groups; s->sums holds the sums of g and receives the gradient for g of alpha * aux_weight * L_aux,
+// which is the same for all tokens of a group.
+static double loss_and_gradient(const struct context *x, const struct moe_rule *rule, const struct moe_balance *b,
+                                struct moe_saved *s, long groups, long n)
+{
+    long E = x->c->E, K = x->c->K;
+    bool global = rule->scope == SCOPE_GLOBAL && b->has_global;
+    double loss = 0;
+    for (long i = 0; i < groups; i++) {
+        for (long e = 0; e < E; e++) {
+            double P = acc_get(x, s->sums, i * E + e) / (double)n, slope;
+            double f = global ? b->global_f[e] : (double)count_of(s, i, groups, e, n, K) / (double)(K * n);
+            loss += loss_of_expert(&slope, rule->aux, P, global ? b->global_p[e] : P, f, E);
+            acc_set(x, s->sums, i * E + e, b->alpha * b->aux_weight * slope / (double)(n * groups));
+        }
+    }
+    return loss / (double)groups;
+}
+
+static void statistics_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b,
+                           const struct moe_saved *s, long groups, long T)
+{
+    long E = x->c->E, K = x->c->K;
+    struct decimal factor = rule->capacity.numerator ? rule->capacity : rule->virtual_capacity;
+    long capacity = moe_capacity(factor, K, T, E);
+    struct gate_statistics sum = {0};
+    x->k->gate_statistics(&sum, s->g, T, E);
+    b->statistics.entropy += sum.entropy;
+    b->statistics.max1_max2 += sum.max1_max2;
+    b->statistics.max2_max3 += sum.max2_max3;
+    b->tokens += T;
+    for (long e = 0; e < E; e++) {
+        b->count[e] += s->count[e];
+        b->dropped += s->count[e] > capacity ? s->count[e] - capacity : 0;
+        for (long i = 0; i < groups; i++) b->p_sum[e] += acc_get(x, s->sums, i * E + e);
+    }
+}
+
+void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
+                     long B, long S)
+{
+    const struct kernels *k = x->k;
+    long T = B * S, E = x->c->E, K = x->c->K, groups = rule->scope == SCOPE_SEQUENCE ? B : 1;
+    s->aux_group = rule->scope == SCOPE_SEQUENCE ? S : T;
+    if (T == 0) return;
+
+    k->gate_sums(s->aux_dg, s->g, s->aux_group, T, E);
+    k->to_host(s->sums, s->aux_dg, groups * E * dtype_size(k->acc));
+    exchange_sum(&x->grid->tensor, s->sums, groups * E, k->acc);
+    if (groups > 1) k->to_host(s->chosen, s->expert, T * K * (long)sizeof *s->chosen);
+    statistics_add(x, rule, b, s, groups, T);
+    if (rule->aux == AUX_NONE) return;
+    b->aux += b->aux_weight * loss_and_gradient(x, rule, b, s, groups, s->aux_group);
+    k->from_host(s->aux_dg, s->sums, groups * E * dtype_size(k->acc));
+}

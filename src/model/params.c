@@ -1,0 +1,228 @@
+#include "model/params.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MODEL(f) PER_MODEL, offsetof(struct model_params, f)
+#define LAYER(f) PER_LAYER, offsetof(struct layer_params, f)
+#define EXPERT(f) PER_EXPERT, offsetof(struct layer_params, f)
+#define LAYERS "model.layers.{l}."
+#define EXPERTS "model.layers.{l}.block_sparse_moe.experts.{e}."
+
+// Rows of one layer stand together, its per-expert rows last; per-model rows before and after them.
+const struct param_kind param_kinds[] = {
+    {"model.embed_tokens.weight", WHEN_ALWAYS, MODEL(embed), DIM_V, DIM_D, {0},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_DENSE, INIT_STD, .decay = true},
+
+    {LAYERS "input_layernorm.weight", WHEN_ALWAYS, LAYER(attn_norm), DIM_D, DIM_NONE, {0},
+     SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ONE, .in_acc = true},
+    {LAYERS "self_attn.q_proj.weight", WHEN_ALWAYS, LAYER(qkv), DIM_HC, DIM_D, {0},
+     SPLIT_ROWS, UNIT_HEAD, REDUCE_DENSE, INIT_STD, .decay = true, .quantise = true},
+    {LAYERS "self_attn.k_proj.weight", WHEN_ALWAYS, LAYER(qkv), DIM_GC, DIM_D, {DIM_HC},
+     SPLIT_ROWS, UNIT_KV_HEAD, REDUCE_DENSE, INIT_STD, .decay = true, .quantise = true},
+    {LAYERS "self_attn.v_proj.weight", WHEN_ALWAYS, LAYER(qkv), DIM_GC, DIM_D, {DIM_HC, DIM_GC},
+     SPLIT_ROWS, UNIT_KV_HEAD, REDUCE_DENSE, INIT_STD, .decay = true, .quantise = true},
+    {LAYERS "self_attn.o_proj.weight", WHEN_ALWAYS, LAYER(o), DIM_D, DIM_HC, {0},
+     SPLIT_COLUMNS, UNIT_HEAD, REDUCE_DENSE, INIT_STD_OUT, .decay = true, .quantise = true},
+    {LAYERS "post_attention_layernorm.weight", WHEN_ALWAYS, LAYER(ffn_norm), DIM_D, DIM_NONE, {0},
+     SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ONE, .in_acc = true},
+
+    {LAYERS "mlp.gate_proj.weight", WHEN_DENSE, LAYER(w13), DIM_F, DIM_D, {0},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_DENSE, INIT_STD, .decay = true, .quantise = true},
+    {LAYERS "mlp.up_proj.weight", WHEN_DENSE, LAYER(w13), DIM_F, DIM_D, {DIM_F},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_DENSE, INIT_STD, .decay = true, .quantise = true},
+    {LAYERS "mlp.down_proj.weight", WHEN_DENSE, LAYER(w2), DIM_D, DIM_F, {0},
+     SPLIT_COLUMNS, UNIT_ONE, REDUCE_DENSE, INIT_STD_OUT, .decay = true, .quantise = true},
+
+    {LAYERS "block_sparse_moe.gate.weight", WHEN_MOE, LAYER(router), DIM_E, DIM_D, {0},
+     SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ROUTER, .in_acc = true},
+    {EXPERTS "w1.weight", WHEN_MOE, EXPERT(w13), DIM_F, DIM_D, {0},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_EXPERT, INIT_STD, .decay = true, .quantise = true},
+    {EXPERTS "w3.weight", WHEN_MOE, EXPERT(w13), DIM_F, DIM_D, {DIM_F},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_EXPERT, INIT_STD, .decay = true, .quantise = true},
+    {EXPERTS "w2.weight", WHEN_MOE, EXPERT(w2), DIM_D, DIM_F, {0},
+     SPLIT_COLUMNS, UNIT_ONE, REDUCE_EXPERT, INIT_STD_OUT, .decay = true, .quantise = true},
+
+    {"model.norm.weight", WHEN_ALWAYS, MODEL(final_norm), DIM_D, DIM_NONE, {0},
+     SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ONE, .in_acc = true},
+    {"lm_head.weight", WHEN_UNTIED, MODEL(head), DIM_V, DIM_D, {0},
+     SPLIT_ROWS, UNIT_ONE, REDUCE_DENSE, INIT_STD, .decay = true},
+};
+const long param_kinds_n = sizeof param_kinds / sizeof *param_kinds;
+
+long config_dim(const struct config *c, enum param_dim d)
+{
+    switch (d) {
+    case DIM_NONE: return 1;
+    case DIM_V: return c->V;
+    case DIM_D: return c->D;
+    case DIM_HC: return c->H * c->C;
+    case DIM_GC: return c->G * c->C;
+    case DIM_F: return c->F;
+    case DIM_E: return c->E;
+    }
+    CHECK(!"a dimension of the table");
+}
+
+static bool present(const struct param_kind *kind, const struct config *c)
+{
+    switch (kind->when) {
+    case WHEN_ALWAYS: return true;
+    case WHEN_DENSE: return c->E == 0;
+    case WHEN_MOE: return c->E > 0;
+    case WHEN_UNTIED: return !c->tied;
+    }
+    CHECK(!"a condition of the table");
+}
+
+static long copies(const struct param_kind *kind, const struct config *c)
+{
+    return kind->scope == PER_EXPERT ? c->E : 1;
+}
+
+static long rows_before(const struct param_kind *kind, const struct config *c)
+{
+    long rows = 0;
+    for (long i = 0; i < 2; i++)
+        if (kind->before[i] != DIM_NONE) rows += config_dim(c, kind->before[i]);
+    return rows;
+}
+
+// Rows of the whole field (of one expert): where its last part ends.
+static long field_rows(const struct param_kind *kind, const struct config *c)
+{
+    long rows = 0;
+    for (const struct param_kind *k = param_kinds; k < param_kinds + param_kinds_n; k++) {
+        if (k->scope != kind->scope || k->field != kind->field || !present(k, c)) continue;
+        long end = rows_before(k, c) + config_dim(c, k->rows);
+        if (end > rows) rows = end;
+    }
+    return rows;
+}
+
+struct tensor *params_field(struct model_params *p, const struct param_kind *kind, long layer)
+{
+    char *base = kind->scope == PER_MODEL ? (char *)p : (char *)&p->layer[layer];
+    return (struct tensor *)(base + kind->field);
+}
+
+// ---- layout ----
+
+struct dtypes {
+    enum dtype matrix, other, acc;
+};
+
+// The whole field, when `kind` is its first part.
+static void field_layout(struct tensor *t, struct arena *a, const struct config *c, const struct param_kind *kind,
+                         struct dtypes d)
+{
+    if (!present(kind, c) || rows_before(kind, c) > 0) return;
+    *t = (struct tensor){.dtype = kind->in_acc ? d.acc : kind->quantise ? d.matrix : d.other};
+    if (t->dtype == DTYPES) return;
+    long rows = copies(kind, c) * field_rows(kind, c);
+    t->data = arena_take(a, rows * config_dim(c, kind->columns), dtype_size(t->dtype));
+    if (t->dtype == F8_E4M3) t->scale = arena_take(a, rows, sizeof *t->scale);
+}
+
+void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
+                         enum dtype matrix, enum dtype other, enum dtype in_acc)
+{
+    struct layer_params measured = {0}; // where the pointers of a measuring run go
+    struct dtypes d = {matrix, other, in_acc};
+    const struct param_kind *kind = param_kinds, *end = param_kinds + param_kinds_n;
+    *p = (struct model_params){.layer = layer ? layer : &measured};
+
+    for (; kind->scope == PER_MODEL; kind++) field_layout(params_field(p, kind, -1), a, c, kind, d);
+    const struct param_kind *of_layer = kind;
+    for (long l = 0; l < c->L; l++)
+        for (kind = of_layer; kind->scope != PER_MODEL; kind++)
+            field_layout(params_field(p, kind, layer ? l : 0), a, c, kind, d);
+    for (; kind < end; kind++) field_layout(params_field(p, kind, -1), a, c, kind, d);
+
+    p->layer = layer;
+    if (c->tied) p->head = p->embed;
+}
+
+// ---- the table, instantiated ----
+
+// "{l}" and "{e}" of the pattern become numbers.
+static void name_of(char *name, long room, const char *pattern, long layer, long expert)
+{
+    long used = 0;
+    for (const char *s = pattern; *s; s++) {
+        if (*s == '{') {
+            used += snprintf(name + used, (size_t)(room - used), "%ld", s[1] == 'l' ? layer : expert);
+            s += 2;
+        } else {
+            name[used++] = *s;
+        }
+        CHECK(used < room);
+    }
+    name[used] = '\0';
+}
+
+static enum status list_add(struct param_list *list, const struct config *c, const struct param_kind *kind, long layer,
+                            long expert)
+{
+    enum { ELEMENTS_BITS = 56 };
+    if (!present(kind, c)) return OK;
+    struct param p = {.kind = kind, .layer = layer, .expert = expert};
+    name_of(p.name, sizeof p.name, kind->name, layer, expert);
+    p.rows = config_dim(c, kind->rows);
+    p.columns = config_dim(c, kind->columns);
+    p.part = ((expert < 0 ? 0 : expert * field_rows(kind, c)) + rows_before(kind, c)) * p.columns;
+    if (list->item) list->item[list->n] = p;
+    list->n++;
+    list->elements += p.rows * p.columns;
+    if (list->elements >> ELEMENTS_BITS)
+        return fail(ERR_MEMORY, "config: more than 2^%d parameters (use a smaller model)", ELEMENTS_BITS);
+    return OK;
+}
+
+// Walks the table in the order of params.h; without list->item it only counts.
+static enum status list_fill(struct param_list *list, const struct config *c)
+{
+    const struct param_kind *kind = param_kinds, *end = param_kinds + param_kinds_n;
+    list->n = list->elements = 0;
+    for (; kind->scope == PER_MODEL; kind++) TRY(list_add(list, c, kind, -1, -1));
+    const struct param_kind *of_layer = kind, *of_expert;
+    for (long l = 0; l < c->L; l++) {
+        for (kind = of_layer; kind->scope != PER_MODEL; kind++)
+            if (kind->scope == PER_LAYER) TRY(list_add(list, c, kind, l, -1));
+        for (of_expert = of_layer; of_expert->scope == PER_LAYER; of_expert++) continue;
+        for (long e = 0; e < c->E; e++)
+            for (kind = of_expert; kind->scope == PER_EXPERT; kind++) TRY(list_add(list, c, kind, l, e));
+    }
+    for (; kind < end; kind++) TRY(list_add(list, c, kind, -1, -1));
+    return OK;
+}
+
+enum status param_list_of(struct param_list *list, const struct config *c)
+{
+    enum { MOST = 1 << 22 };
+    if (c->L * (10 + 3 * c->E) > MOST)
+        return fail(ERR_MEMORY, "config: %ld layers of %ld experts are too many tensors (at most %d)", c->L, c->E, MOST);
+    struct param_list counted = {0};
+    TRY(list_fill(&counted, c));
+    struct param_list made = {.item = calloc((size_t)counted.n, sizeof *made.item)};
+    if (!made.item) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", counted.n);
+    enum status s = list_fill(&made, c);
+    CHECK(s == OK); // it was when counted
+    *list = made;
+    return OK;
+}
+
+void param_list_free(struct param_list *list)
+{
+    free(list->item);
+    *list = (struct param_list){0};
+}
+
+struct param *param_find(const struct param_list *list, const char *name)
+{
+    for (long i = 0; i < list->n; i++)
+        if (strcmp(list->item[i].name, name) == 0) return &list->item[i];
+    return NULL;
+}
