@@ -1,0 +1,561 @@
+// The C program against golden values that tools/golden.py computed independently in NumPy and float64: logits, loss,
+// every gradient, routing with drops, balance losses, two AdamW steps, coefficients, decode and FP8 of tiny models.
+// In F64 the two must agree to rounding; in F32 to what single precision leaves.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/json.h"
+#include "checkpoint/folder.h"
+#include "model/decode.h"
+#include "quant/quantize.h"
+#include "train/balance.h"
+#include "train/optimizer.h"
+
+#include <cmocka.h> // last: it defines fail as a macro
+
+#define OK_OR_FAIL(call)                                                                                               \
+    do {                                                                                                               \
+        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                                   \
+    } while (0)
+
+static char golden_folder[PATH_LENGTH] = "tests/golden";
+
+struct golden {
+    char path[PATH_LENGTH];
+    cJSON *json;
+    struct safetensors values;
+    struct model_folder folder;
+    long B, S, T, micro, targets; // micro: sequences of a micro-batch
+};
+
+static void golden_open(struct golden *g, const char *name)
+{
+    char path[PATH_LENGTH];
+    *g = (struct golden){0};
+    OK_OR_FAIL(path_join(g->path, golden_folder, name));
+    OK_OR_FAIL(path_join(path, g->path, "golden.json"));
+    OK_OR_FAIL(json_read(&g->json, path, 1 << 20));
+    OK_OR_FAIL(path_join(path, g->path, "golden.safetensors"));
+    OK_OR_FAIL(safetensors_open(&g->values, path));
+    OK_OR_FAIL(path_join(path, g->path, "model"));
+    OK_OR_FAIL(model_folder_open(&g->folder, path));
+    OK_OR_FAIL(json_long(&g->B, g->json, "batch", 0, 1, 100, name));
+    OK_OR_FAIL(json_long(&g->S, g->json, "sequence", 0, 1, 100, name));
+    OK_OR_FAIL(json_long(&g->micro, g->json, "micro_batch", 0, 1, 100, name));
+    OK_OR_FAIL(json_long(&g->targets, g->json, "targets", 0, 1, 10000, name));
+    g->T = g->B * g->S;
+}
+
+static void golden_close(struct golden *g)
+{
+    model_folder_close(&g->folder);
+    safetensors_close(&g->values);
+    cJSON_Delete(g->json);
+}
+
+static double number(const cJSON *object, const char *field)
+{
+    double x;
+    OK_OR_FAIL(json_real(&x, object, field, NAN, -1e30, 1e30, "golden.json"));
+    if (isnan(x)) fail_msg("golden.json: no number %s", field);
+    return x;
+}
+
+static const char *word(const cJSON *object, const char *field)
+{
+    const char *text;
+    OK_OR_FAIL(json_text(&text, object, field, "", "golden.json"));
+    return text;
+}
+
+// A tensor of golden.safetensors as a new array of doubles (I32, U8, F32, F64).
+static double *values_of(const struct golden *g, const char *prefix, const char *name, long *n)
+{
+    char full[300];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const struct stored_tensor *t = safetensors_find(&g->values, full);
+    if (!t) fail_msg("%s: no tensor %s", g->path, full);
+    double *x = test_malloc((size_t)(t->elements + 1) * sizeof *x);
+    for (long i = 0; i < t->elements; i++) {
+        if (!strcmp(t->dtype, "F64")) {
+            memcpy(&x[i], t->data + 8 * i, 8);
+        } else if (!strcmp(t->dtype, "F32")) {
+            float f;
+            memcpy(&f, t->data + 4 * i, 4);
+            x[i] = f;
+        } else if (!strcmp(t->dtype, "I32")) {
+            int v;
+            memcpy(&v, t->data + 4 * i, 4);
+            x[i] = v;
+        } else {
+            assert_string_equal(t->dtype, "U8");
+            x[i] = t->data[i];
+        }
+    }
+    *n = t->elements;
+    return x;
+}
+
+static int *ints_of(const struct golden *g, const char *name, long want)
+{
+    long n;
+    double *x = values_of(g, "", name, &n);
+    assert_int_equal(n, want);
+    int *out = test_malloc((size_t)(n + 1) * sizeof *out);
+    for (long i = 0; i < n; i++) out[i] = (int)x[i];
+    test_free(x);
+    return out;
+}
+
+// n elements of device memory in F32 or F64, as doubles.
+static double *from_device(const struct kernels *k, const void *data, enum dtype type, long n)
+{
+    double *x = test_malloc((size_t)(n + 1) * sizeof *x);
+    void *raw = test_malloc((size_t)(n + 1) * 8);
+    k->to_host(raw, data, n * dtype_size(type));
+    for (long i = 0; i < n; i++) x[i] = type == F64 ? ((double *)raw)[i] : ((float *)raw)[i];
+    test_free(raw);
+    return x;
+}
+
+// Largest |a - b| over the largest |b|. NaN and infinity anywhere give infinity.
+static double difference(const double *a, const double *b, long n)
+{
+    double worst = 0, size = 1e-9;
+    for (long i = 0; i < n; i++) {
+        double d = fabs(a[i] - b[i]);
+        if (!(d < INFINITY)) return INFINITY;
+        if (d > worst) worst = d;
+        if (fabs(b[i]) > size) size = fabs(b[i]);
+    }
+    return worst / size;
+}
+
+static void expect_near(const char *what, double got, double want, double tolerance)
+{
+    double error = fabs(got - want) / (fabs(want) > 1e-6 ? fabs(want) : 1e-6);
+    if (!(error <= tolerance)) fail_msg("%s is %.12g, golden %.12g (relative error %.2e)", what, got, want, error);
+}
+
+static double tolerance_of(enum dtype type)
+{
+    return type == F64 ? 1e-9 : 2e-4;
+}
+
+static struct moe_rule rule_of(const struct golden *g)
+{
+    struct moe_rule r = {.virtual_capacity = {11, 10}};
+    if (!g->folder.config.E) return moe_rule_inference;
+    if (!strcmp(word(g->json, "capacity_factor"), "1.1")) r.capacity = (struct decimal){11, 10};
+    r.policy = !strcmp(word(g->json, "policy"), "position") ? DROP_POSITION : DROP_PROBS;
+    r.aux = !strcmp(word(g->json, "aux"), "switch") ? AUX_SWITCH : AUX_SKYWORK;
+    r.scope = !strcmp(word(g->json, "scope"), "sequence") ? SCOPE_SEQUENCE : SCOPE_MICRO;
+    return r;
+}
+
+static void open_model(struct model *m, const struct golden *g, enum dtype type, enum recompute recompute)
+{
+    struct model_options o = {.dtype = type, .training = true, .B = g->micro, .S = g->S, .positions = g->S,
+                              .recompute = recompute, .recompute_layers = -1, .rule = rule_of(g)};
+    struct config c = g->folder.config;
+    c.dtype = type;
+    OK_OR_FAIL(model_init(m, &c, &o));
+    OK_OR_FAIL(model_folder_load(m, &g->folder));
+    model_masters_from_values(m);
+    const cJSON *layers = cJSON_GetObjectItem(g->json, "layers");
+    for (long l = 0; l < (c.E ? c.L : 0); l++) m->balance[l].alpha = number(cJSON_GetArrayItem(layers, (int)l), "alpha");
+}
+
+// Routing of one micro-batch: its tokens begin at `first` of the golden arrays.
+static void compare_routing(const struct golden *g, const struct model *m, long first, long T, double *worst)
+{
+    const struct config *c = &m->c;
+    long n = T * c->K;
+    int *expert = test_malloc((size_t)n * sizeof *expert), *row = test_malloc((size_t)n * sizeof *row);
+    for (long l = 0; l < c->L; l++) {
+        const struct moe_saved *s = &m->saved[l].moe;
+        char name[32];
+        snprintf(name, sizeof name, "expert.%ld", l);
+        int *want_expert = ints_of(g, name, g->T * c->K);
+        snprintf(name, sizeof name, "dropped.%ld", l);
+        int *want_dropped = ints_of(g, name, g->T * c->K);
+        m->x.k->to_host(expert, s->expert, n * (long)sizeof *expert);
+        m->x.k->to_host(row, s->row, n * (long)sizeof *row);
+        for (long i = 0; i < n; i++) {
+            long j = first * c->K + i;
+            if (expert[i] != want_expert[j])
+                fail_msg("layer %ld token %ld choice %ld: expert %d, golden %d", l, first + i / c->K, i % c->K, expert[i],
+                         want_expert[j]);
+            if ((row[i] < 0) != want_dropped[j])
+                fail_msg("layer %ld token %ld choice %ld: dropped %d, golden %d", l, first + i / c->K, i % c->K,
+                         row[i] < 0, want_dropped[j]);
+        }
+        long unused;
+        snprintf(name, sizeof name, "%ld", l);
+        double *weight = from_device(m->x.k, s->weight, m->x.k->acc, n);
+        double *want = values_of(g, "weight.", name, &unused);
+        double error = difference(weight, want + first * c->K, n);
+        if (!(error <= *worst)) *worst = error;
+        double *gate = from_device(m->x.k, s->g, m->x.k->acc, T * c->E);
+        double *want_gate = values_of(g, "gate.", name, &unused);
+        error = difference(gate, want_gate + first * c->E, T * c->E);
+        if (!(error <= *worst)) *worst = error;
+        test_free(want_expert);
+        test_free(want_dropped);
+        test_free(weight);
+        test_free(want);
+        test_free(gate);
+        test_free(want_gate);
+    }
+    test_free(expert);
+    test_free(row);
+}
+
+// Logits of the last forward (dropping as it did), against rows first.. of the golden ones.
+static double compare_logits(const struct golden *g, struct model *m, long first, long T)
+{
+    long n, V = m->c.V;
+    double *want = values_of(g, "", "logits", &n);
+    assert_int_equal(n, g->T * V);
+    head_logits(&m->x, &m->p, &m->head, m->out, 0, T);
+    double *got = from_device(m->x.k, m->head.logits, m->x.k->acc, T * V);
+    double error = difference(got, want + first * V, T * V);
+    test_free(want);
+    test_free(got);
+    return error;
+}
+
+struct step_errors {
+    double logits, routing;
+};
+
+// All micro-batches of the golden step, forward and backward; returns the mean cross entropy.
+static double run_step(const struct golden *g, struct model *m, struct step_errors *e)
+{
+    int *token = ints_of(g, "token", g->T), *target = ints_of(g, "target", g->T);
+    int *position = ints_of(g, "position", g->T), *start = ints_of(g, "start", g->T);
+    double loss = 0;
+    model_zero_gradients(m);
+    balance_begin(m);
+    for (long s = 0; s < g->B; s += g->micro) {
+        long first = s * g->S, T = g->micro * g->S;
+        struct batch b = {g->micro, g->S, token + first, target + first, position + first, start + first};
+        loss += model_forward_backward(m, &b, 1.0 / (double)g->targets, (double)T / (double)g->T);
+        if (!e) continue;
+        if (m->c.E) compare_routing(g, m, first, T, &e->routing);
+        double error = compare_logits(g, m, first, T);
+        if (!(error <= e->logits)) e->logits = error;
+    }
+    test_free(token);
+    test_free(target);
+    test_free(position);
+    test_free(start);
+    return loss / (double)g->targets;
+}
+
+static double compare_gradients(const struct golden *g, const struct model *m, double tolerance)
+{
+    double worst = 0;
+    long seen = 0;
+    for (long i = 0; i < m->params.n; i++) {
+        const struct param *p = &m->params.item[i];
+        long n;
+        double *want = values_of(g, "grad.", p->name, &n);
+        assert_int_equal(n, p->rows * p->columns);
+        double *got = from_device(m->x.k, p->grad, m->x.k->acc, n);
+        double error = difference(got, want, n);
+        if (!(error <= tolerance)) fail_msg("%s: gradient differs by %.2e of its largest element", p->name, error);
+        if (error > worst) worst = error;
+        test_free(want);
+        test_free(got);
+        seen++;
+    }
+    long expected = 0;
+    for (long i = 0; i < g->values.n; i++) expected += !strncmp(g->values.tensor[i].name, "grad.", 5);
+    assert_int_equal(seen, expected);
+    return worst;
+}
+
+static void compare_balance(const struct golden *g, const struct model *m, double tolerance)
+{
+    const cJSON *layers = cJSON_GetObjectItem(g->json, "layers");
+    for (long l = 0; l < m->c.L; l++) {
+        const cJSON *want = cJSON_GetArrayItem(layers, (int)l);
+        const struct moe_balance *b = &m->balance[l];
+        const cJSON *counts = cJSON_GetObjectItem(want, "tokens_per_expert");
+        for (long e = 0; e < m->c.E; e++)
+            assert_int_equal(b->count[e], (long)cJSON_GetArrayItem(counts, (int)e)->valuedouble);
+        assert_int_equal(b->tokens, g->T);
+        expect_near("aux_loss", b->aux, number(want, "aux_loss"), tolerance);
+        double T = (double)g->T;
+        expect_near("router_entropy", b->statistics.entropy / T, number(want, "router_entropy"), tolerance);
+        expect_near("max1_max2", b->statistics.max1_max2 / T, number(want, "max1_max2"), tolerance);
+        expect_near("max2_max3", b->statistics.max2_max3 / T, number(want, "max2_max3"), tolerance);
+        if (!m->o.rule.capacity.numerator) continue; // dropless counts against the virtual capacity
+        assert_int_equal(b->dropped, (long)number(want, "dropped"));
+        expect_near("drop_rate", drop_rate(b, m->c.K), number(want, "drop_rate"), 1e-12);
+    }
+}
+
+static void step_case(const char *name, enum dtype type, enum recompute recompute)
+{
+    struct golden g;
+    struct model m;
+    struct step_errors e = {0};
+    double tolerance = tolerance_of(type);
+    golden_open(&g, name);
+    open_model(&m, &g, type, recompute);
+    double loss = run_step(&g, &m, &e);
+    if (!(e.logits <= tolerance)) fail_msg("logits differ by %.2e of the largest", e.logits);
+    if (!(e.routing <= tolerance)) fail_msg("gates or weights differ by %.2e of the largest", e.routing);
+    expect_near("loss", loss, number(g.json, "loss"), tolerance);
+    double worst = compare_gradients(&g, &m, tolerance);
+    expect_near("gradient norm", gradient_norm(&m), number(g.json, "grad_norm"), tolerance);
+    if (m.c.E) compare_balance(&g, &m, tolerance);
+    assert_true(worst > 0); // two independent programs never agree in every bit
+    print_message("%s %s recompute %d: logits %.1e, gates %.1e, gradients %.1e\n", name, dtype_name(type), (int)recompute,
+                  e.logits, e.routing, worst);
+    model_free(&m);
+    golden_close(&g);
+}
+
+static const char *const cases[] = {"llama", "mixtral", "skywork-probs", "skywork-position"};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static void test_step_f64(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) step_case(cases[i], F64, RECOMPUTE_NONE);
+}
+
+static void test_step_f32(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) step_case(cases[i], F32, RECOMPUTE_NONE);
+}
+
+static void test_step_recompute(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        step_case(cases[i], F64, RECOMPUTE_MOE);
+        step_case(cases[i], F64, RECOMPUTE_FULL);
+    }
+}
+
+static void test_dropless_loss(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        struct golden g;
+        struct model m;
+        golden_open(&g, cases[i]);
+        open_model(&m, &g, F64, RECOMPUTE_NONE);
+        int *token = ints_of(&g, "token", g.T), *target = ints_of(&g, "target", g.T);
+        int *position = ints_of(&g, "position", g.T), *start = ints_of(&g, "start", g.T);
+        double sum = 0;
+        for (long s = 0; s < g.B; s += g.micro) {
+            long at = s * g.S;
+            struct batch b = {g.micro, g.S, token + at, target + at, position + at, start + at};
+            sum += model_loss(&m, &b, NULL);
+        }
+        expect_near("dropless loss", sum / (double)g.targets, number(g.json, "dropless_loss"), 1e-9);
+        test_free(token);
+        test_free(target);
+        test_free(position);
+        test_free(start);
+        model_free(&m);
+        golden_close(&g);
+    }
+}
+
+static void test_two_adamw_steps(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        struct golden g;
+        struct model m;
+        golden_open(&g, cases[i]);
+        open_model(&m, &g, F64, RECOMPUTE_NONE);
+        const cJSON *a = cJSON_GetObjectItem(g.json, "adamw"), *lr = cJSON_GetObjectItem(a, "lr");
+        struct optimizer o = {number(a, "beta1"), number(a, "beta2"), number(a, "eps"), number(a, "weight_decay"),
+                              number(a, "clip")};
+        for (int step = 0; step < cJSON_GetArraySize(lr); step++) {
+            (void)run_step(&g, &m, NULL);
+            optimizer_step(&o, &m, cJSON_GetArrayItem(lr, step)->valuedouble, gradient_norm(&m), step + 1);
+        }
+        double worst = 0;
+        long seen = 0;
+        for (long t = 0; t < g.values.n; t++) {
+            const char *name = g.values.tensor[t].name;
+            if (strncmp(name, "after.", 6)) continue;
+            const struct param *p = param_find(&m.params, name + 6);
+            assert_non_null(p);
+            long n;
+            double *want = values_of(&g, "", name, &n);
+            double *got = from_device(m.x.k, p->value.data, p->value.dtype, n);
+            double error = difference(got, want, n);
+            if (!(error <= 1e-7)) fail_msg("%s: after two steps it differs by %.2e", name + 6, error);
+            if (error > worst) worst = error;
+            test_free(want);
+            test_free(got);
+            seen++;
+        }
+        assert_true(seen >= 9 && worst > 0);
+        print_message("%s: %ld tensors after two AdamW steps: %.1e\n", cases[i], seen, worst);
+        model_free(&m);
+        golden_close(&g);
+    }
+}
+
+static void test_adaptive_coefficients(void **state)
+{
+    (void)state;
+    struct golden g;
+    golden_open(&g, "skywork-probs");
+    const cJSON *a = cJSON_GetObjectItem(g.json, "adaptive");
+    const cJSON *drops = cJSON_GetObjectItem(a, "drop_rates"), *want = cJSON_GetObjectItem(a, "alpha");
+    struct balance_rule r = {.adaptive = true, .alpha_max = number(a, "alpha_max"), .xi = number(a, "xi"),
+                             .beta = number(a, "beta")};
+    double alpha = r.alpha_max;
+    assert_int_equal(cJSON_GetArraySize(want), 5);
+    for (int i = 0; i < 5; i++) {
+        alpha = alpha_next(&r, alpha, cJSON_GetArrayItem(drops, i)->valuedouble);
+        expect_near("alpha", alpha, cJSON_GetArrayItem(want, i)->valuedouble, 1e-12);
+    }
+    golden_close(&g);
+}
+
+// Inference over KV pages gives the same logits, whatever the pieces in which the tokens come.
+static void test_decode(void **state)
+{
+    (void)state;
+    static const long pieces[][4] = {{13}, {1, 12}, {5, 3, 5}, {12, 1}};
+    for (int i = 0; i < CASES; i++) {
+        struct golden g;
+        struct model m;
+        struct kv_cache kv;
+        golden_open(&g, cases[i]);
+        struct model_options o = {.dtype = F32, .B = 1, .S = g.S, .positions = g.S, .rule = moe_rule_inference};
+        struct config c = g.folder.config;
+        OK_OR_FAIL(model_init(&m, &c, &o));
+        OK_OR_FAIL(model_folder_load(&m, &g.folder));
+        OK_OR_FAIL(kv_cache_init(&kv, &m, 1, 2 * PAGE_TOKENS, g.S));
+        int *token = ints_of(&g, "token", g.T);
+        long n;
+        double *want = values_of(&g, "", "decode_logits", &n);
+        assert_int_equal(n, g.S * c.V);
+        float *all = test_malloc((size_t)n * sizeof *all), *last = test_malloc((size_t)c.V * sizeof *last);
+        double *got = test_malloc((size_t)n * sizeof *got);
+        for (int way = 0; way < 4; way++) {
+            long at = 0;
+            for (int p = 0; p < 4 && pieces[way][p]; p++) {
+                OK_OR_FAIL(kv_append(&kv, 0, token + at, pieces[way][p], last, all + at * c.V));
+                at += pieces[way][p];
+                assert_memory_equal(last, all + (at - 1) * c.V, (size_t)c.V * sizeof *last);
+            }
+            for (long j = 0; j < n; j++) got[j] = all[j];
+            double error = difference(got, want, n);
+            print_message("%s decode way %d: %.1e\n", cases[i], way, error);
+            if (!(error <= 2e-4)) fail_msg("decode logits differ by %.2e of the largest", error);
+            kv_cache_drop(&kv, 0);
+        }
+        test_free(all);
+        test_free(last);
+        test_free(got);
+        test_free(want);
+        test_free(token);
+        kv_cache_free(&kv);
+        model_free(&m);
+        golden_close(&g);
+    }
+}
+
+// FP8 folders: bytes and scales of layer 0 (q, k, v share a scale; w1 and w3 share one).
+static void test_fp8(void **state)
+{
+    (void)state;
+    for (int i = 2; i < CASES; i++) {
+        struct golden g;
+        struct quantize_result r;
+        struct model_folder q;
+        char base[] = "/tmp/skymoe-golden-XXXXXX", path[PATH_LENGTH];
+        golden_open(&g, cases[i]);
+        assert_non_null(mkdtemp(base));
+        OK_OR_FAIL(path_join(path, base, "fp8"));
+        OK_OR_FAIL(quantize_fp8(&r, &g.folder, path));
+        free(r.tensor);
+        OK_OR_FAIL(model_folder_open(&q, path));
+        long seen = 0, bytes = 0;
+        for (long t = 0; t < q.params.n; t++) {
+            char name[300];
+            snprintf(name, sizeof name, "fp8.%s", q.params.item[t].name);
+            if (!safetensors_find(&g.values, name)) continue;
+            long n, one;
+            double *want = values_of(&g, "", name, &n), *scale = values_of(&g, "fp8_scale.", q.params.item[t].name, &one);
+            assert_string_equal(q.stored[t]->dtype, "F8_E4M3");
+            assert_int_equal(q.stored[t]->elements, n);
+            for (long j = 0; j < n; j++)
+                if (q.stored[t]->data[j] != (int)want[j])
+                    fail_msg("%s: element %ld is 0x%02x, golden 0x%02x", name, j, q.stored[t]->data[j], (int)want[j]);
+            float s;
+            assert_non_null(q.scale[t]);
+            memcpy(&s, q.scale[t]->data, sizeof s);
+            expect_near("scale", s, scale[0], 1e-7);
+            test_free(want);
+            test_free(scale);
+            seen++;
+            bytes += n;
+        }
+        long expected = 0;
+        for (long t = 0; t < g.values.n; t++) expected += !strncmp(g.values.tensor[t].name, "fp8.", 4);
+        assert_int_equal(seen, expected);
+        print_message("%s: %ld FP8 tensors, %ld bytes equal\n", cases[i], seen, bytes);
+        model_folder_close(&q);
+        OK_OR_FAIL(folder_remove(base));
+        golden_close(&g);
+    }
+}
+
+static void test_similarity(void **state)
+{
+    (void)state;
+    for (int i = 1; i < CASES; i++) {
+        struct golden g;
+        struct model m;
+        golden_open(&g, cases[i]);
+        open_model(&m, &g, F64, RECOMPUTE_NONE);
+        for (long l = 0; l < m.c.L; l++) {
+            const struct tensor w[] = {m.p.layer[l].w13, m.p.layer[l].w2};
+            const long n[] = {2 * m.c.F * m.c.D, m.c.F * m.c.D};
+            double got = m.x.k->expert_similarity(w, n, 2, m.c.E);
+            double want = number(cJSON_GetArrayItem(cJSON_GetObjectItem(g.json, "layers"), (int)l), "similarity");
+            expect_near("similarity", got, want, 1e-6);
+        }
+        model_free(&m);
+        golden_close(&g);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) snprintf(golden_folder, sizeof golden_folder, "%s", argv[1]);
+    setenv("OMP_NUM_THREADS", "2", 0);
+    if (kernels_init(2) != OK) {
+        fprintf(stderr, "%s\n", fail_message());
+        return 1;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_step_f64),           cmocka_unit_test(test_step_f32),
+        cmocka_unit_test(test_step_recompute),     cmocka_unit_test(test_dropless_loss),
+        cmocka_unit_test(test_two_adamw_steps),    cmocka_unit_test(test_adaptive_coefficients),
+        cmocka_unit_test(test_decode),             cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_similarity),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
