@@ -18,12 +18,19 @@ struct model_folder {
 };
 // Opens and checks everything but the values: every tensor of the parameter table exists once with the right shape and a
 // dtype we read; an index may not name files outside the folder. ERR_IO, ERR_FORMAT. Tensors we do not know are
-// ERR_FORMAT, except rotary inv_freq buffers, which are ignored.
+// ERR_FORMAT, except rotary inv_freq buffers, and a tied head that equals the embedding. A run's folder stands for its
+// newest checkpoint.
 MUST_USE enum status model_folder_open(struct model_folder *f, const char *path);
 void model_folder_close(struct model_folder *f);
 
 // Values of tensor i as f32 (scales applied): elements [from, from + n).
 void model_folder_read(float *to, const struct model_folder *f, long i, long from, long n);
+
+float model_folder_scale(const struct model_folder *f, long i); // of FP8 values; 1 for others
+
+// n floats as elements of `dtype` (not F8) and back: for whoever writes what it has read.
+void values_from_float(void *to, enum dtype dtype, const float *from, long n);
+void floats_from_values(float *to, const void *from, enum dtype dtype, long n);
 
 // Fills m's parameters (converting dtypes). m was initialised from f->config. FP8 tensors go in as they are when
 // m->o.weights is QUANT_FP8. Does not set masters.
@@ -34,12 +41,6 @@ MUST_USE enum status model_folder_load(struct model *m, const struct model_folde
 // A folder appears whole or not at all: everything goes to PATH.tmp, which commit renames. An existing PATH is refused
 // unless it is the folder of an earlier, identical purpose (`replace`).
 
-struct tensor_plan {
-    char name[TENSOR_NAME];
-    enum dtype dtype;
-    int rank;
-    long shape[2];
-};
 struct folder_writer; // opaque
 // Declares all tensors, in the order in which their data will come; shards are cut at `shard_bytes` (0: 5e9).
 MUST_USE enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
@@ -48,6 +49,11 @@ MUST_USE enum status folder_writer_open(struct folder_writer **w, const char *pa
 MUST_USE enum status folder_writer_data(struct folder_writer *w, const void *data, long bytes);
 // Path of a further file inside the folder being written (tokenizer files, training/...): written by the caller.
 MUST_USE enum status folder_writer_path(char path[PATH_LENGTH], const struct folder_writer *w, const char *name);
+// Tells the checksum of such a file when it is known; the others are read again at commit.
+MUST_USE enum status folder_writer_hash(struct folder_writer *w, const char *name, uint64_t xxh3);
+// Copies what a folder has beside its weights: tokenizer, chat template, generation settings, Python files. Writes
+// generation_config.json when `from` has none (or is NULL).
+MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *from);
 // Finishes the last shard, writes the index, config.json and checksums.json (XXH3 of every file in the folder), renames.
 MUST_USE enum status folder_writer_commit(struct folder_writer *w); // frees w either way
 void folder_writer_abort(struct folder_writer *w);
@@ -55,8 +61,15 @@ void folder_writer_abort(struct folder_writer *w);
 // Sets plan from the parameter table: every tensor in `dtype`.
 MUST_USE enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct config *c, enum dtype dtype);
 
+// The data of every tensor of m, in the order of tensor_plan_of and in m->c.dtype.
+MUST_USE enum status folder_writer_model(struct folder_writer *w, const struct model *m);
+
 // A whole model (values, in c->dtype) as a folder; tokenizer files are copied from tokenizer_folder when not NULL.
 MUST_USE enum status model_folder_write(const char *path, const struct model *m, const char *tokenizer_folder);
+
+// Mean pairwise cosine of the experts of each layer, flattened and concatenated (docs/numerics.md), streamed from the
+// folder; similarity has room for L. Nothing is done for a dense model.
+MUST_USE enum status folder_similarity(double *similarity, const struct model_folder *f);
 
 // Recomputes checksums.json: ERR_FORMAT names the first file that differs; ERR_IO without checksums.json.
 MUST_USE enum status folder_verify(const char *path);

@@ -1,5 +1,5 @@
 // One safetensors file: a checked header and a map of the rest (docs/formats.md). Untrusted bytes: everything is
-// validated before a tensor is handed out.
+// validated before a tensor is handed out. And its writer, which streams: names and shapes first, data afterwards.
 #ifndef SKYMOE_CHECKPOINT_SAFETENSORS_H
 #define SKYMOE_CHECKPOINT_SAFETENSORS_H
 
@@ -29,5 +29,30 @@ MUST_USE enum status safetensors_parse(struct safetensors *s, const uint8_t *dat
 void safetensors_close(struct safetensors *s);
 
 const struct stored_tensor *safetensors_find(const struct safetensors *s, const char *name); // NULL when absent
+
+// ---- writing ----
+
+struct tensor_plan {
+    char name[TENSOR_NAME];
+    enum dtype dtype;
+    int rank;
+    long shape[2];
+};
+long tensor_plan_bytes(const struct tensor_plan *t);
+
+struct safetensors_writer {
+    struct output out;
+    const struct tensor_plan *tensor; // the caller's; must outlive the writer
+    long n, at;                       // tensors; the one whose data come next
+    long left;                        // bytes of it still to come
+};
+// Declares all tensors in the order in which their data will come and stand in the file. Since nothing may lie between
+// them, types of larger elements come first. Ends with exactly one of commit and abort, like struct output.
+MUST_USE enum status safetensors_write_open(struct safetensors_writer *w, const char *path,
+                                            const struct tensor_plan *tensor, long n);
+// Data of the next tensor in pieces of any size; a piece may not reach into the tensor after it.
+MUST_USE enum status safetensors_write_data(struct safetensors_writer *w, const void *data, long bytes);
+MUST_USE enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh3); // aborts by itself on failure
+void safetensors_write_abort(struct safetensors_writer *w);
 
 #endif

@@ -1,0 +1,387 @@
+#include "checkpoint/checkpoint.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/log.h"
+
+enum { CHUNK = 1 << 18, STATE_LIMIT = 256 << 20, SETTINGS_LIMIT = 1 << 20, STEP_NAME = 32 };
+static const long COUNT_MAX = 1L << 53; // what a JSON number holds exactly
+
+// ---- names ----
+
+static void step_name(char name[STEP_NAME], long step)
+{
+    snprintf(name, STEP_NAME, "step-%06ld", step);
+}
+
+// -1 for names that are not a step folder's.
+static long step_of(const char *name)
+{
+    if (strncmp(name, "step-", 5) != 0) return -1;
+    long digits = 0, step = 0;
+    for (const char *c = name + 5; *c; c++, digits++) {
+        if (!isdigit((unsigned char)*c) || digits == 15) return -1;
+        step = 10 * step + (*c - '0');
+    }
+    return digits >= 6 ? step : -1;
+}
+
+// ---- which tensors training needs beside the model's ----
+
+// The model's file holds rounded values unless it is as wide as the arithmetic of the optimizer.
+static bool has_master(const struct model *m, const struct param *p)
+{
+    return p->master || m->c.dtype != m->x.k->acc;
+}
+
+enum { KINDS = 3 };
+static const char *const kind_names[KINDS] = {"master", "m", "v"};
+
+static void *kind_data(const struct param *p, int kind)
+{
+    if (kind == 1) return p->m;
+    if (kind == 2) return p->v;
+    return p->master ? p->master : p->value.data;
+}
+
+static bool has_kind(const struct model *m, const struct param *p, int kind)
+{
+    return kind > 0 || has_master(m, p);
+}
+
+static void kind_tensor(struct tensor_plan *t, const struct model *m, const struct param *p, int kind)
+{
+    snprintf(t->name, sizeof t->name, "%s.%s", kind_names[kind], p->name);
+    t->dtype = m->x.k->acc;
+    t->rank = p->kind->columns == DIM_NONE ? 1 : 2;
+    t->shape[0] = p->rows;
+    t->shape[1] = p->columns;
+}
+
+// ---- saving ----
+
+static enum status write_tensors(struct safetensors_writer *w, const struct model *m, char *host)
+{
+    long size = dtype_size(m->x.k->acc);
+    for (long i = 0; i < m->params.n; i++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            const struct param *p = &m->params.item[i];
+            if (!has_kind(m, p, kind)) continue;
+            const char *data = kind_data(p, kind);
+            for (long at = 0, n; at < p->rows * p->columns; at += n) {
+                n = p->rows * p->columns - at < CHUNK ? p->rows * p->columns - at : CHUNK;
+                m->x.k->to_host(host, data + at * size, n * size);
+                TRY(safetensors_write_data(w, host, n * size));
+            }
+        }
+    return OK;
+}
+
+static enum status write_optimizer_file(struct folder_writer *folder, const struct model *m, struct tensor_plan *plan,
+                                        char *host)
+{
+    char path[PATH_LENGTH];
+    struct safetensors_writer w;
+    uint64_t hash;
+    long n = 0;
+    for (long i = 0; i < m->params.n; i++)
+        for (int kind = 0; kind < KINDS; kind++)
+            if (has_kind(m, &m->params.item[i], kind)) kind_tensor(&plan[n++], m, &m->params.item[i], kind);
+    TRY(folder_writer_path(path, folder, "training/optimizer.safetensors"));
+    TRY(safetensors_write_open(&w, path, plan, n));
+    enum status status = write_tensors(&w, m, host);
+    if (status != OK) {
+        safetensors_write_abort(&w);
+        return status;
+    }
+    TRY(safetensors_write_commit(&w, &hash));
+    return folder_writer_hash(folder, "training/optimizer.safetensors", hash);
+}
+
+static enum status write_optimizer(struct folder_writer *folder, const struct model *m)
+{
+    struct tensor_plan *plan = calloc((size_t)m->params.n * KINDS, sizeof *plan);
+    char *host = malloc(CHUNK * sizeof(double));
+    enum status status = ERR_MEMORY;
+    if (plan && host) status = write_optimizer_file(folder, m, plan, host);
+    else fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
+    free(plan);
+    free(host);
+    return status;
+}
+
+static void put_numbers(struct json_out *o, const char *key, const double *values, long n)
+{
+    json_begin(o, key, '[');
+    for (long i = 0; i < n; i++) json_put_real(o, NULL, values[i]);
+    json_end(o, ']');
+}
+
+static enum status write_state(const struct folder_writer *folder, const struct config *c,
+                               const struct training_state *s)
+{
+    char path[PATH_LENGTH];
+    TRY(folder_writer_path(path, folder, "training/state.json"));
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_put_long(&o, "step", s->step);
+    json_put_long(&o, "samples", s->samples);
+    json_put_long(&o, "tokens", s->tokens);
+    json_put_long(&o, "updates", s->updates);
+    json_put_long(&o, "skipped_in_row", s->skipped_in_row);
+    json_put_real(&o, "seconds", s->seconds);
+    if (s->alpha && c->E) put_numbers(&o, "alpha", s->alpha, c->L);
+    if (s->has_global && c->E) {
+        put_numbers(&o, "global_p", s->global_p, c->L * c->E);
+        put_numbers(&o, "global_f", s->global_f, c->L * c->E);
+    }
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) status = file_write(path, o.text, o.used);
+    json_out_free(&o);
+    return status;
+}
+
+static enum status fill_folder(struct folder_writer *w, const struct model *m, const struct training_state *s,
+                               const char *settings, const char *tokenizer_folder)
+{
+    char path[PATH_LENGTH];
+    TRY(folder_writer_model(w, m));
+    TRY(folder_writer_copy(w, tokenizer_folder));
+    TRY(folder_writer_path(path, w, "training"));
+    TRY(folder_make(path));
+    TRY(write_optimizer(w, m));
+    TRY(write_state(w, &m->c, s));
+    TRY(folder_writer_path(path, w, "training/settings.conf"));
+    return file_write(path, settings ? settings : "", settings ? (long)strlen(settings) : 0);
+}
+
+static enum status write_folder(const char *path, const struct model *m, const struct training_state *s,
+                                const char *settings, const char *tokenizer_folder)
+{
+    struct tensor_plan *plan;
+    struct folder_writer *w;
+    long n;
+    TRY(tensor_plan_of(&plan, &n, &m->c, m->c.dtype));
+    enum status status = folder_writer_open(&w, path, &m->c, plan, n, 0, true);
+    free(plan);
+    TRY(status);
+    status = fill_folder(w, m, s, settings, tokenizer_folder);
+    if (status == OK) return folder_writer_commit(w);
+    folder_writer_abort(w);
+    return status;
+}
+
+// ---- keeping the newest ----
+
+// Under another name first, so that a half-deleted folder never looks like a checkpoint.
+static enum status remove_step(const char *run, const char *name)
+{
+    char path[PATH_LENGTH], doomed[PATH_LENGTH], other[STEP_NAME + 8];
+    snprintf(other, sizeof other, "%s.tmp", name);
+    TRY(path_join(path, run, name));
+    TRY(path_join(doomed, run, other));
+    TRY(folder_remove(doomed));
+    TRY(path_rename(doomed, path));
+    return folder_remove(doomed);
+}
+
+static enum status remove_listed(const char *run, const struct path_list *list, long step, long keep)
+{
+    long older = 0;
+    for (long i = 0; i < list->n; i++) older += step_of(list->name[i]) >= 0 && step_of(list->name[i]) < step;
+    // Names of equal length sort by number; longer ones (beyond step 999999) are looked for by their value.
+    while (older > keep - 1) {
+        long oldest = -1;
+        for (long i = 0; i < list->n; i++) {
+            long s = step_of(list->name[i]);
+            if (s >= 0 && s < step && (oldest < 0 || s < step_of(list->name[oldest]))) oldest = i;
+        }
+        TRY(remove_step(run, list->name[oldest]));
+        list->name[oldest][0] = '\0';
+        older--;
+    }
+    for (long i = 0; i < list->n; i++) { // what a crash in the middle of saving or removing left
+        char path[PATH_LENGTH];
+        long length = (long)strlen(list->name[i]);
+        if (strncmp(list->name[i], "step-", 5) != 0 || strcmp(list->name[i] + length - 4, ".tmp") != 0) continue;
+        TRY(path_join(path, run, list->name[i]));
+        TRY(folder_remove(path));
+    }
+    return OK;
+}
+
+static enum status remove_old(const char *run, long step, long keep)
+{
+    struct path_list list;
+    TRY(folder_list(&list, run));
+    enum status status = remove_listed(run, &list, step, keep);
+    path_list_free(&list);
+    return status;
+}
+
+enum status checkpoint_save(const char *run, const struct model *m, const struct training_state *s,
+                            const char *settings, const char *tokenizer_folder, long keep)
+{
+    char name[STEP_NAME], path[PATH_LENGTH], latest[PATH_LENGTH], text[STEP_NAME + 1];
+    step_name(name, s->step);
+    TRY(path_join(path, run, name));
+    TRY(path_join(latest, run, "latest"));
+    TRY(write_folder(path, m, s, settings, tokenizer_folder));
+    snprintf(text, sizeof text, "%s\n", name);
+    TRY(file_write(latest, text, (long)strlen(text))); // durable when it returns
+    // From here on the checkpoint is safe: a folder that cannot be removed must not end a training run.
+    if (keep > 0 && remove_old(run, s->step, keep) != OK) log_warning("%s", fail_message());
+    return OK;
+}
+
+// ---- finding ----
+
+static enum status latest_named(char path[PATH_LENGTH], const char *run, const char *file, char *text)
+{
+    text[strcspn(text, "\r\n")] = '\0';
+    if (step_of(text) < 0)
+        return fail(ERR_FORMAT, "%s: \"%.40s\" is not the name of a step folder", file, text);
+    TRY(path_join(path, run, text));
+    if (path_exists(path)) return OK;
+    // A crash between the two renames that replace a folder by a new one of the same step.
+    char old[PATH_LENGTH];
+    if (snprintf(old, sizeof old, "%s.old", path) < PATH_LENGTH && path_exists(old)) strcpy(path, old);
+    if (!path_exists(path)) return fail(ERR_IO, "%s: no such folder, but %s names it", path, file);
+    return OK;
+}
+
+enum status checkpoint_latest(char path[PATH_LENGTH], const char *run)
+{
+    char latest[PATH_LENGTH], state[PATH_LENGTH], *text;
+    long bytes;
+    TRY(path_join(latest, run, "latest"));
+    TRY(path_join(state, run, "training/state.json"));
+    if (!path_exists(latest)) {
+        if (!path_exists(state)) return fail(ERR_IO, "%s: no checkpoint in this folder (it has no file latest)", run);
+        if (snprintf(path, PATH_LENGTH, "%s", run) < PATH_LENGTH) return OK;
+        return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", run, PATH_LENGTH - 1);
+    }
+    TRY(file_read(&text, &bytes, latest, 256));
+    enum status status = latest_named(path, run, latest, text);
+    free(text);
+    return status;
+}
+
+// ---- loading ----
+
+static enum status read_numbers(double *values, long n, const cJSON *json, const char *field, const char *file)
+{
+    const cJSON *list = json_field(json, field);
+    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != n)
+        return fail(ERR_FORMAT, "%s: %s is not a list of %ld numbers", file, field, n);
+    for (const cJSON *item = list->child; item; item = item->next) {
+        if (!cJSON_IsNumber(item)) return fail(ERR_FORMAT, "%s: %s holds something that is not a number", file, field);
+        *values++ = item->valuedouble;
+    }
+    return OK;
+}
+
+static enum status read_state(struct training_state *s, const struct config *c, const cJSON *json, const char *file)
+{
+    if (!cJSON_IsObject(json)) return fail(ERR_FORMAT, "%s: not a JSON object", file);
+    TRY(json_long(&s->step, json, "step", 0, 0, COUNT_MAX, file));
+    TRY(json_long(&s->samples, json, "samples", 0, 0, COUNT_MAX, file));
+    TRY(json_long(&s->tokens, json, "tokens", 0, 0, COUNT_MAX, file));
+    TRY(json_long(&s->updates, json, "updates", 0, 0, COUNT_MAX, file));
+    TRY(json_long(&s->skipped_in_row, json, "skipped_in_row", 0, 0, COUNT_MAX, file));
+    TRY(json_real(&s->seconds, json, "seconds", 0, 0, 1e15, file));
+    if (c->E && s->alpha) TRY(read_numbers(s->alpha, c->L, json, "alpha", file));
+    s->has_global = c->E && s->global_p && s->global_f && json_field(json, "global_p");
+    if (s->has_global) TRY(read_numbers(s->global_p, c->L * c->E, json, "global_p", file));
+    if (s->has_global) TRY(read_numbers(s->global_f, c->L * c->E, json, "global_f", file));
+    return OK;
+}
+
+static enum status load_state(struct training_state *s, const struct config *c, const char *path)
+{
+    char file[PATH_LENGTH];
+    cJSON *json;
+    TRY(path_join(file, path, "training/state.json"));
+    TRY(json_read(&json, file, STATE_LIMIT));
+    enum status status = read_state(s, c, json, file);
+    cJSON_Delete(json);
+    return status;
+}
+
+static enum status check_kind(const struct safetensors *file, const struct model *m, const struct param *p, int kind)
+{
+    struct tensor_plan plan;
+    kind_tensor(&plan, m, p, kind);
+    const struct stored_tensor *t = safetensors_find(file, plan.name);
+    if (!t) return fail(ERR_FORMAT, "%s: tensor %s is missing", file->path, plan.name);
+    if (t->type != (int)plan.dtype || t->bytes != tensor_plan_bytes(&plan))
+        return fail(ERR_FORMAT, "%s: tensor %s is %s with %ld elements, expected %s with %ld", file->path, plan.name,
+                    t->dtype, t->elements, dtype_name(plan.dtype), p->rows * p->columns);
+    return OK;
+}
+
+static enum status load_optimizer_file(struct model *m, const struct safetensors *file)
+{
+    for (long i = 0; i < m->params.n; i++)
+        for (int kind = 0; kind < KINDS; kind++)
+            if (has_kind(m, &m->params.item[i], kind)) TRY(check_kind(file, m, &m->params.item[i], kind));
+    for (long i = 0; i < m->params.n; i++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            struct param *p = &m->params.item[i];
+            struct tensor_plan plan;
+            if (!has_kind(m, p, kind)) continue;
+            kind_tensor(&plan, m, p, kind);
+            const struct stored_tensor *t = safetensors_find(file, plan.name);
+            m->x.k->from_host(kind_data(p, kind), t->data, t->bytes);
+        }
+    return OK;
+}
+
+static enum status load_optimizer(struct model *m, const char *path)
+{
+    char name[PATH_LENGTH];
+    struct safetensors file;
+    TRY(path_join(name, path, "training/optimizer.safetensors"));
+    TRY(safetensors_open(&file, name));
+    enum status status = load_optimizer_file(m, &file);
+    safetensors_close(&file);
+    return status;
+}
+
+static enum status check_same_model(const struct model *m, const struct model_folder *f)
+{
+    bool same = m->params.n == f->params.n && m->c.dtype == f->config.dtype;
+    for (long i = 0; i < m->params.n && same; i++) {
+        const struct param *a = &m->params.item[i], *b = &f->params.item[i];
+        same = strcmp(a->name, b->name) == 0 && a->rows == b->rows && a->columns == b->columns;
+    }
+    if (!same) return fail(ERR_FORMAT, "%s: its config.json describes another model than this run's", f->path);
+    return OK;
+}
+
+enum status checkpoint_load(struct model *m, struct training_state *s, const char *path)
+{
+    struct model_folder f;
+    CHECK(m->params.n == 0 || m->params.item[0].m); // made for training
+    TRY(folder_verify(path));
+    TRY(load_state(s, &m->c, path));
+    TRY(model_folder_open(&f, path));
+    enum status status = check_same_model(m, &f);
+    if (status == OK) status = model_folder_load(m, &f);
+    model_folder_close(&f);
+    TRY(status);
+    return load_optimizer(m, path);
+}
+
+enum status checkpoint_settings(char **text, const char *path)
+{
+    char file[PATH_LENGTH];
+    long bytes;
+    TRY(path_join(file, path, "training/settings.conf"));
+    return file_read(text, &bytes, file, SETTINGS_LIMIT);
+}

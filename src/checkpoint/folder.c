@@ -1,0 +1,341 @@
+#include "checkpoint/folder.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "checkpoint/checkpoint.h"
+
+enum { INDEX_LIMIT = 256 << 20 };
+
+// ---- shards ----
+
+// File names of an index, each once, in the order of first appearance.
+static enum status add_file(struct path_list *files, const char *file, const char *index)
+{
+    long length = (long)strlen(file);
+    bool plain = file[0] != '.' && !strchr(file, '/') && !strchr(file, '\\') && length < 256;
+    if (!plain || length < 13 || strcmp(file + length - 12, ".safetensors") != 0)
+        return fail(ERR_FORMAT, "%s: \"%.80s\" is not the name of a .safetensors file in this folder", index, file);
+    for (long i = 0; i < files->n; i++)
+        if (strcmp(files->name[i], file) == 0) return OK;
+    char **grown = realloc(files->name, (size_t)(files->n + 1) * sizeof *grown);
+    if (grown) files->name = grown;
+    char *copy = grown ? strdup(file) : NULL;
+    if (!copy) return fail(ERR_MEMORY, "%s: no memory to read it", index);
+    files->name[files->n++] = copy;
+    return OK;
+}
+
+static enum status index_files(struct path_list *files, const cJSON *index, const char *name)
+{
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
+    if (!cJSON_IsObject(map)) return fail(ERR_FORMAT, "%s: weight_map is missing", name);
+    for (const cJSON *item = map->child; item; item = item->next) {
+        if (!cJSON_IsString(item))
+            return fail(ERR_FORMAT, "%s: weight_map: %.80s names no file", name, item->string);
+        TRY(add_file(files, item->valuestring, name));
+    }
+    if (files->n == 0) return fail(ERR_FORMAT, "%s: weight_map is empty", name);
+    return OK;
+}
+
+static enum status open_shards(struct model_folder *f, const struct path_list *files)
+{
+    f->shard = calloc((size_t)files->n, sizeof *f->shard);
+    if (!f->shard) return fail(ERR_MEMORY, "%s: no memory for %ld shards", f->path, files->n);
+    for (long i = 0; i < files->n; i++) {
+        char path[PATH_LENGTH];
+        TRY(path_join(path, f->path, files->name[i]));
+        if (!path_exists(path))
+            return fail(ERR_IO, "%s: the file is missing (the index of this folder names it)", path);
+        TRY(safetensors_open(&f->shard[i], path));
+        f->shards++;
+    }
+    return OK;
+}
+
+// Each tensor lies in the shard that the index says, and the index leaves none out.
+static enum status check_index(const struct model_folder *f, const struct path_list *files, const cJSON *index,
+                               const char *name)
+{
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
+    long listed = 0, stored = 0;
+    for (const cJSON *item = map->child; item; item = item->next, listed++) {
+        long i = 0;
+        while (strcmp(files->name[i], item->valuestring) != 0) i++;
+        if (!safetensors_find(&f->shard[i], item->string))
+            return fail(ERR_FORMAT, "%s: tensor %.100s is not in %s", name, item->string, item->valuestring);
+    }
+    for (long i = 0; i < f->shards; i++) stored += f->shard[i].n;
+    if (listed != stored)
+        return fail(ERR_FORMAT, "%s: lists %ld tensors, but the shards hold %ld", name, listed, stored);
+    return OK;
+}
+
+static enum status open_index(struct model_folder *f, const char *name)
+{
+    cJSON *index;
+    TRY(json_read(&index, name, INDEX_LIMIT));
+    struct path_list files = {0};
+    enum status status = index_files(&files, index, name);
+    if (status == OK) status = open_shards(f, &files);
+    if (status == OK) status = check_index(f, &files, index, name);
+    path_list_free(&files);
+    cJSON_Delete(index);
+    return status;
+}
+
+static enum status open_weights(struct model_folder *f)
+{
+    char single[PATH_LENGTH], index[PATH_LENGTH], torch[PATH_LENGTH];
+    TRY(path_join(single, f->path, "model.safetensors"));
+    TRY(path_join(index, f->path, "model.safetensors.index.json"));
+    TRY(path_join(torch, f->path, "pytorch_model.bin"));
+    if (path_exists(single)) {
+        char *name = strrchr(single, '/') + 1;
+        return open_shards(f, &(struct path_list){&name, 1});
+    }
+    if (path_exists(index)) return open_index(f, index);
+    if (path_exists(torch))
+        return fail(ERR_FORMAT, "%s: holds pytorch_model.bin, which is not read (convert it to safetensors)", f->path);
+    return fail(ERR_IO, "%s: no model.safetensors or model.safetensors.index.json in this folder", f->path);
+}
+
+// ---- matching tensors with the parameter table ----
+
+struct found {
+    const struct stored_tensor *tensor;
+    const char *file;
+    bool used;
+};
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct found *)a)->tensor->name, ((const struct found *)b)->tensor->name);
+}
+
+static struct found *find(struct found *all, long n, const char *name)
+{
+    struct stored_tensor tensor = {.name = (char *)(uintptr_t)name};
+    struct found key = {.tensor = &tensor};
+    return n ? bsearch(&key, all, (size_t)n, sizeof *all, by_name) : NULL;
+}
+
+static void shape_text(char *text, size_t room, const struct stored_tensor *t)
+{
+    size_t used = (size_t)snprintf(text, room, "[");
+    for (int i = 0; i < t->rank && used < room; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s%ld", i ? ", " : "", t->shape[i]);
+    if (used < room) snprintf(text + used, room - used, "]");
+}
+
+static enum status check_tensor(const struct param *p, const struct found *found)
+{
+    const struct stored_tensor *t = found->tensor;
+    bool vector = p->kind->columns == DIM_NONE;
+    if (t->rank != (vector ? 1 : 2) || t->shape[0] != p->rows || (!vector && t->shape[1] != p->columns)) {
+        char shape[200];
+        shape_text(shape, sizeof shape, t);
+        if (vector)
+            return fail(ERR_FORMAT, "%s: tensor %s has shape %s, but config.json makes it [%ld]", found->file, p->name,
+                        shape, p->rows);
+        return fail(ERR_FORMAT, "%s: tensor %s has shape %s, but config.json makes it [%ld, %ld]", found->file, p->name,
+                    shape, p->rows, p->columns);
+    }
+    if (t->type != F32 && t->type != F16 && t->type != BF16 && t->type != F8_E4M3)
+        return fail(ERR_FORMAT, "%s: tensor %s is %s, expected F32, F16, BF16 or F8_E4M3", found->file, p->name, t->dtype);
+    return OK;
+}
+
+// NAME.weight -> NAME.weight_scale
+static enum status find_scale(struct model_folder *f, long i, struct found *all, long n)
+{
+    const struct param *p = &f->params.item[i];
+    char name[sizeof p->name + 16];
+    snprintf(name, sizeof name, "%s_scale_inv", p->name);
+    const struct found *block = find(all, n, name);
+    if (block)
+        return fail(ERR_FORMAT, "%s: tensor %s: scales per block are not implemented (only one per tensor is)",
+                    block->file, name);
+    snprintf(name, sizeof name, "%s_scale", p->name);
+    struct found *scale = find(all, n, name);
+    if (!scale) return fail(ERR_FORMAT, "%s: tensor %s is F8_E4M3, but %s is missing", f->path, p->name, name);
+    const struct stored_tensor *t = scale->tensor;
+    if (t->type != F32 || t->elements != 1) {
+        char shape[200];
+        shape_text(shape, sizeof shape, t);
+        return fail(ERR_FORMAT, "%s: tensor %s is %s %s, expected one F32 number", scale->file, name, t->dtype, shape);
+    }
+    float value;
+    memcpy(&value, t->data, sizeof value);
+    if (!(value > 0 && value < 1e30f))
+        return fail(ERR_FORMAT, "%s: tensor %s is %g, expected a positive number", scale->file, name, value);
+    scale->used = true;
+    f->scale[i] = t;
+    return OK;
+}
+
+static enum status match(struct model_folder *f, struct found *all, long n)
+{
+    for (long i = 1; i < n; i++)
+        if (strcmp(all[i].tensor->name, all[i - 1].tensor->name) == 0)
+            return fail(ERR_FORMAT, "%s: tensor %s is also in %s", all[i].file, all[i].tensor->name, all[i - 1].file);
+    for (long i = 0; i < f->params.n; i++) {
+        const struct param *p = &f->params.item[i];
+        struct found *found = find(all, n, p->name);
+        if (!found) return fail(ERR_FORMAT, "%s: tensor %s is missing", f->path, p->name);
+        TRY(check_tensor(p, found));
+        found->used = true;
+        f->stored[i] = found->tensor;
+        if (found->tensor->type != F8_E4M3) continue;
+        if (f->config.quant != QUANT_FP8)
+            return fail(ERR_FORMAT, "%s: tensor %s is F8_E4M3, but config.json has no quantization_config", found->file,
+                        p->name);
+        TRY(find_scale(f, i, all, n));
+    }
+    return OK;
+}
+
+static enum status check_unused(const struct model_folder *f, struct found *all, long n)
+{
+    for (long i = 0; i < n; i++) {
+        const struct stored_tensor *t = all[i].tensor;
+        if (all[i].used) continue;
+        long length = (long)strlen(t->name);
+        if (length > 9 && strcmp(t->name + length - 9, ".inv_freq") == 0) continue; // follows from rope_theta
+        if (f->config.tied && strcmp(t->name, "lm_head.weight") == 0) {
+            const struct stored_tensor *embed = f->stored[0];
+            if (t->type == embed->type && t->bytes == embed->bytes && memcmp(t->data, embed->data, (size_t)t->bytes) == 0)
+                continue;
+            return fail(ERR_FORMAT, "%s: lm_head.weight differs from the embedding, but tie_word_embeddings is true",
+                        all[i].file);
+        }
+        return fail(ERR_FORMAT, "%s: tensor %.200s is not part of a %s%s", all[i].file, t->name,
+                    arch_name(f->config.arch), f->config.E ? "" : " without experts");
+    }
+    return OK;
+}
+
+static enum status match_all(struct model_folder *f)
+{
+    long n = 0;
+    for (long i = 0; i < f->shards; i++) n += f->shard[i].n;
+    TRY(param_list_of(&f->params, &f->config));
+    CHECK(f->params.n > 0 && strcmp(f->params.item[0].name, "model.embed_tokens.weight") == 0);
+    f->stored = calloc((size_t)f->params.n, sizeof *f->stored);
+    f->scale = calloc((size_t)f->params.n, sizeof *f->scale);
+    struct found *all = calloc((size_t)n + 1, sizeof *all);
+    if (!f->stored || !f->scale || !all) {
+        free(all);
+        return fail(ERR_MEMORY, "%s: no memory for a table of %ld tensors", f->path, n);
+    }
+    n = 0;
+    for (long i = 0; i < f->shards; i++)
+        for (long j = 0; j < f->shard[i].n; j++)
+            all[n++] = (struct found){.tensor = &f->shard[i].tensor[j], .file = f->shard[i].path};
+    if (n) qsort(all, (size_t)n, sizeof *all, by_name);
+    enum status status = match(f, all, n);
+    if (status == OK) status = check_unused(f, all, n);
+    free(all);
+    return status;
+}
+
+// A run's folder has the model's config.json too, but no weights: its newest checkpoint has.
+static enum status choose_path(char path[PATH_LENGTH], const char *given)
+{
+    char latest[PATH_LENGTH], single[PATH_LENGTH], index[PATH_LENGTH];
+    if (!path_exists(given)) return fail(ERR_IO, "%s: no such folder", given);
+    if (!path_is_folder(given)) return fail(ERR_IO, "%s: is not a folder (a model is a folder)", given);
+    TRY(path_join(latest, given, "latest"));
+    TRY(path_join(single, given, "model.safetensors"));
+    TRY(path_join(index, given, "model.safetensors.index.json"));
+    if (path_exists(latest) && !path_exists(single) && !path_exists(index)) return checkpoint_latest(path, given);
+    if (snprintf(path, PATH_LENGTH, "%s", given) >= PATH_LENGTH)
+        return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", given, PATH_LENGTH - 1);
+    return OK;
+}
+
+static enum status open_all(struct model_folder *f, const char *path)
+{
+    TRY(choose_path(f->path, path));
+    TRY(config_read(&f->config, f->path));
+    TRY(open_weights(f));
+    return match_all(f);
+}
+
+enum status model_folder_open(struct model_folder *f, const char *path)
+{
+    struct model_folder *opened = calloc(1, sizeof *opened);
+    if (!opened) return fail(ERR_MEMORY, "%s: no memory to open it", path);
+    enum status status = open_all(opened, path);
+    if (status == OK) *f = *opened;
+    else model_folder_close(opened);
+    free(opened);
+    return status;
+}
+
+void model_folder_close(struct model_folder *f)
+{
+    for (long i = 0; i < f->shards; i++) safetensors_close(&f->shard[i]);
+    free(f->shard);
+    free(f->stored);
+    free(f->scale);
+    param_list_free(&f->params);
+    *f = (struct model_folder){0};
+}
+
+// ---- values ----
+
+float model_folder_scale(const struct model_folder *f, long i)
+{
+    float scale = 1;
+    if (f->scale[i]) memcpy(&scale, f->scale[i]->data, sizeof scale);
+    return scale;
+}
+
+void model_folder_read(float *to, const struct model_folder *f, long i, long from, long n)
+{
+    const struct stored_tensor *t = f->stored[i];
+    CHECK(from >= 0 && n >= 0 && from + n <= t->elements);
+    const uint8_t *data = t->data + from * dtype_size(t->type);
+    float scale = model_folder_scale(f, i);
+    uint16_t half;
+    switch ((enum dtype)t->type) {
+    case F32: memcpy(to, data, (size_t)n * sizeof *to); break;
+    case BF16:
+        for (long j = 0; j < n; j++) {
+            memcpy(&half, data + 2 * j, 2);
+            to[j] = bf16_to_float(half);
+        }
+        break;
+    case F16:
+        for (long j = 0; j < n; j++) {
+            memcpy(&half, data + 2 * j, 2);
+            to[j] = f16_to_float(half);
+        }
+        break;
+    case F8_E4M3:
+        for (long j = 0; j < n; j++) to[j] = e4m3_to_float(data[j]) * scale;
+        break;
+    default: CHECK(!"a dtype that open() accepts");
+    }
+}
+
+void values_from_float(void *to, enum dtype dtype, const float *from, long n)
+{
+    switch (dtype) {
+    case F32: memcpy(to, from, (size_t)n * sizeof *from); break;
+    case F64:
+        for (long i = 0; i < n; i++) ((double *)to)[i] = from[i];
+        break;
+    case BF16:
+        for (long i = 0; i < n; i++) ((uint16_t *)to)[i] = bf16_from_float(from[i]);
+        break;
+    case F16:
+        for (long i = 0; i < n; i++) ((uint16_t *)to)[i] = f16_from_float(from[i]);
+        break;
+    default: CHECK(!"a dtype with one value per element");
+    }
+}

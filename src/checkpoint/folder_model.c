@@ -1,0 +1,135 @@
+// Between a model in memory and a folder. Tensor memory may be a device's: everything passes through to_host/from_host,
+// a piece of one tensor at a time.
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint/folder.h"
+
+enum { CHUNK = 1 << 18 }; // elements converted at a time
+
+// ---- reading ----
+
+static enum status load_tensor(struct model *m, const struct model_folder *f, long i, float *values, void *converted)
+{
+    const struct kernels *k = m->x.k;
+    const struct stored_tensor *t = f->stored[i];
+    struct tensor to = m->params.item[i].value;
+    if (to.dtype == F8_E4M3) {
+        if (t->type != F8_E4M3)
+            return fail(ERR_FORMAT, "%s: tensor %s is %s in an FP8 model, which is not implemented", f->path, t->name,
+                        t->dtype);
+        k->from_host(to.data, t->data, t->bytes);
+        k->fill((struct tensor){.data = to.scale, .dtype = F32}, model_folder_scale(f, i), f->params.item[i].rows);
+        return OK;
+    }
+    if (to.dtype == (enum dtype)t->type) {
+        k->from_host(to.data, t->data, t->bytes);
+        return OK;
+    }
+    for (long from = 0; from < t->elements; from += CHUNK) {
+        long n = t->elements - from < CHUNK ? t->elements - from : CHUNK;
+        model_folder_read(values, f, i, from, n);
+        values_from_float(converted, to.dtype, values, n);
+        k->from_host((char *)to.data + from * dtype_size(to.dtype), converted, n * dtype_size(to.dtype));
+    }
+    return OK;
+}
+
+enum status model_folder_load(struct model *m, const struct model_folder *f)
+{
+    CHECK(m->params.n == f->params.n);
+    float *values = malloc(CHUNK * sizeof *values);
+    double *converted = malloc(CHUNK * sizeof *converted);
+    enum status status = values && converted ? OK : fail(ERR_MEMORY, "%s: no memory to read it", f->path);
+    for (long i = 0; i < f->params.n && status == OK; i++) status = load_tensor(m, f, i, values, converted);
+    free(converted);
+    free(values);
+    return status;
+}
+
+// ---- writing ----
+
+enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct config *c, enum dtype dtype)
+{
+    struct param_list list;
+    TRY(param_list_of(&list, c));
+    struct tensor_plan *made = calloc((size_t)list.n, sizeof *made);
+    for (long i = 0; made && i < list.n; i++) {
+        const struct param *p = &list.item[i];
+        memcpy(made[i].name, p->name, sizeof p->name);
+        made[i].dtype = dtype;
+        made[i].rank = p->kind->columns == DIM_NONE ? 1 : 2;
+        made[i].shape[0] = p->rows;
+        made[i].shape[1] = p->columns;
+    }
+    *n = list.n;
+    param_list_free(&list);
+    if (!made) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", *n);
+    *plan = made;
+    return OK;
+}
+
+void floats_from_values(float *to, const void *from, enum dtype dtype, long n)
+{
+    switch (dtype) {
+    case F32: memcpy(to, from, (size_t)n * sizeof *to); break;
+    case F64:
+        for (long i = 0; i < n; i++) to[i] = (float)((const double *)from)[i];
+        break;
+    case BF16:
+        for (long i = 0; i < n; i++) to[i] = bf16_to_float(((const uint16_t *)from)[i]);
+        break;
+    case F16:
+        for (long i = 0; i < n; i++) to[i] = f16_to_float(((const uint16_t *)from)[i]);
+        break;
+    default: CHECK(!"a dtype with one value per element");
+    }
+}
+
+static enum status write_tensor(struct folder_writer *w, const struct model *m, const struct param *p, void *host,
+                                float *values)
+{
+    enum dtype from = p->value.dtype, to = m->c.dtype;
+    long elements = p->rows * p->columns;
+    CHECK(from != F8_E4M3);
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        m->x.k->to_host(host, (const char *)p->value.data + at * dtype_size(from), n * dtype_size(from));
+        if (from != to) {
+            floats_from_values(values, host, from, n);
+            values_from_float(host, to, values, n);
+        }
+        TRY(folder_writer_data(w, host, n * dtype_size(to)));
+    }
+    return OK;
+}
+
+enum status folder_writer_model(struct folder_writer *w, const struct model *m)
+{
+    void *host = malloc(CHUNK * sizeof(double));
+    float *values = malloc(CHUNK * sizeof *values);
+    enum status status = host && values ? OK : fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
+    for (long i = 0; i < m->params.n && status == OK; i++)
+        status = write_tensor(w, m, &m->params.item[i], host, values);
+    free(host);
+    free(values);
+    return status;
+}
+
+enum status model_folder_write(const char *path, const struct model *m, const char *tokenizer_folder)
+{
+    struct tensor_plan *plan;
+    long n;
+    struct folder_writer *w;
+    struct config c = m->c;
+    c.quant = QUANT_NONE;
+    TRY(tensor_plan_of(&plan, &n, &c, c.dtype));
+    enum status status = folder_writer_open(&w, path, &c, plan, n, 0, false);
+    free(plan);
+    TRY(status);
+    status = folder_writer_model(w, m);
+    if (status == OK) status = folder_writer_copy(w, tokenizer_folder);
+    if (status == OK) return folder_writer_commit(w);
+    folder_writer_abort(w);
+    return status;
+}

@@ -1,0 +1,442 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/log.h"
+#include "checkpoint/folder.h"
+
+enum { FILES_MOST = 100000 };
+static const long SHARD_BYTES = 5000000000;
+
+struct shard {
+    long first, n; // tensors
+};
+
+// A file of the folder and its checksum. `name` is relative to the folder.
+struct entry {
+    char *name;
+    long bytes;
+    uint64_t xxh3;
+    bool hashed;
+};
+
+struct folder_writer {
+    char path[PATH_LENGTH], temporary[PATH_LENGTH];
+    bool replace;
+    struct config config;
+    struct tensor_plan *tensor;
+    long n;
+    struct shard *shard;
+    long shards;
+    long open_shard; // the one being written, or shards when all are
+    bool file_open;
+    struct safetensors_writer file;
+    struct entry *entry;
+    long entries;
+};
+
+// ---- what the folder will hold ----
+
+// Greedy in the order declared; a tensor larger than the limit gets a shard of its own.
+static enum status cut_shards(struct folder_writer *w, long limit)
+{
+    w->shard = calloc((size_t)w->n + 1, sizeof *w->shard);
+    if (!w->shard) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    w->shards = 1;
+    long bytes = 0;
+    for (long i = 0; i < w->n; i++) {
+        long size = tensor_plan_bytes(&w->tensor[i]);
+        struct shard *last = &w->shard[w->shards - 1];
+        if (last->n > 0 && size > limit - bytes) {
+            last = &w->shard[w->shards++];
+            last->first = i;
+            bytes = 0;
+        }
+        last->n++;
+        bytes += size;
+    }
+    return OK;
+}
+
+static void shard_name(char name[64], const struct folder_writer *w, long shard)
+{
+    if (w->shards == 1) snprintf(name, 64, "model.safetensors");
+    else snprintf(name, 64, "model-%05ld-of-%05ld.safetensors", shard + 1, w->shards);
+}
+
+static long tensor_bytes(const struct folder_writer *w)
+{
+    long bytes = 0;
+    for (long i = 0; i < w->n; i++) bytes += tensor_plan_bytes(&w->tensor[i]);
+    return bytes;
+}
+
+// ---- opening ----
+
+static void parent_of(char parent[PATH_LENGTH], const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash) strcpy(parent, ".");
+    else snprintf(parent, PATH_LENGTH, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+}
+
+static enum status check_room(const struct folder_writer *w)
+{
+    char parent[PATH_LENGTH];
+    parent_of(parent, w->path);
+    long need = tensor_bytes(w) + (1 << 20), room = disk_free_bytes(parent);
+    if (room >= 0 && room < need)
+        return fail(ERR_IO, "%s: needs %.2f GB, but only %.2f GB are free on that disk (free some room)", w->path,
+                    (double)need / 1e9, (double)room / 1e9);
+    return OK;
+}
+
+// A folder is replaced only by another one of the same kind.
+static enum status check_target(const struct folder_writer *w)
+{
+    char config[PATH_LENGTH];
+    if (!path_exists(w->path)) return OK;
+    TRY(path_join(config, w->path, "config.json"));
+    if (!w->replace) return fail(ERR_IO, "%s: exists already (choose another name or remove it)", w->path);
+    if (!path_exists(config)) return fail(ERR_IO, "%s: exists and is not a model folder (choose another name)", w->path);
+    return OK;
+}
+
+static enum status set_paths(struct folder_writer *w, const char *path)
+{
+    long length = (long)strlen(path);
+    while (length > 1 && path[length - 1] == '/') length--;
+    if (length == 0) return fail(ERR_IO, "folder name: is empty (name a folder)");
+    if (length > PATH_LENGTH - 300)
+        return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", path, PATH_LENGTH - 300);
+    snprintf(w->path, sizeof w->path, "%.*s", (int)length, path);
+    snprintf(w->temporary, sizeof w->temporary, "%.*s.tmp", (int)length, path);
+    return OK;
+}
+
+static enum status writer_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor,
+                                 long shard_bytes)
+{
+    char parent[PATH_LENGTH], *config;
+    TRY(set_paths(w, path));
+    TRY(config_write(&config, &w->config)); // before anything is made: can that architecture say it?
+    free(config);
+    w->tensor = malloc(((size_t)w->n + 1) * sizeof *w->tensor);
+    if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
+    TRY(cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES));
+    TRY(check_target(w));
+    parent_of(parent, w->path);
+    TRY(folder_make(parent));
+    TRY(check_room(w));
+    TRY(folder_remove(w->temporary)); // left by a crash
+    return folder_make(w->temporary);
+}
+
+static void writer_free(struct folder_writer *w)
+{
+    for (long i = 0; i < w->entries; i++) free(w->entry[i].name);
+    free(w->entry);
+    free(w->shard);
+    free(w->tensor);
+    free(w);
+}
+
+enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
+                               const struct tensor_plan *tensor, long n, long shard_bytes, bool replace)
+{
+    struct folder_writer *made = calloc(1, sizeof *made);
+    if (!made) return fail(ERR_MEMORY, "%s: no memory to write it", path);
+    made->config = *c;
+    made->n = n;
+    made->replace = replace;
+    enum status status = writer_set_up(made, path, tensor, shard_bytes);
+    if (status == OK) *w = made;
+    else writer_free(made);
+    return status;
+}
+
+// ---- tensors ----
+
+static enum status add_entry(struct folder_writer *w, const char *name, long bytes, uint64_t hash, bool hashed)
+{
+    if (w->entries == FILES_MOST) return fail(ERR_IO, "%s: more than %d files in a model folder", w->path, FILES_MOST);
+    struct entry *grown = realloc(w->entry, (size_t)(w->entries + 1) * sizeof *grown);
+    if (grown) w->entry = grown;
+    char *copy = grown ? strdup(name) : NULL;
+    if (!copy) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    w->entry[w->entries++] = (struct entry){copy, bytes, hash, hashed};
+    return OK;
+}
+
+static enum status start_shard(struct folder_writer *w)
+{
+    char name[64], path[PATH_LENGTH];
+    const struct shard *s = &w->shard[w->open_shard];
+    shard_name(name, w, w->open_shard);
+    TRY(path_join(path, w->temporary, name));
+    TRY(safetensors_write_open(&w->file, path, w->tensor + s->first, s->n));
+    w->file_open = true;
+    return OK;
+}
+
+static enum status finish_shard(struct folder_writer *w)
+{
+    char name[64];
+    uint64_t hash;
+    shard_name(name, w, w->open_shard);
+    w->file_open = false; // commit aborts by itself
+    TRY(safetensors_write_commit(&w->file, &hash));
+    TRY(add_entry(w, name, w->file.out.written, hash, true));
+    w->open_shard++;
+    return OK;
+}
+
+enum status folder_writer_data(struct folder_writer *w, const void *data, long bytes)
+{
+    if (bytes == 0) return OK;
+    CHECK(w->open_shard < w->shards);
+    if (!w->file_open) TRY(start_shard(w));
+    TRY(safetensors_write_data(&w->file, data, bytes));
+    return w->file.at == w->file.n ? finish_shard(w) : OK;
+}
+
+// ---- other files ----
+
+enum status folder_writer_path(char path[PATH_LENGTH], const struct folder_writer *w, const char *name)
+{
+    return path_join(path, w->temporary, name);
+}
+
+enum status folder_writer_hash(struct folder_writer *w, const char *name, uint64_t hash)
+{
+    return add_entry(w, name, -1, hash, true);
+}
+
+static bool copied(const char *name)
+{
+    static const char *const names[] = {
+        "tokenizer.model",         "tokenizer.json",    "tokenizer_config.json", "special_tokens_map.json",
+        "added_tokens.json",       "vocab.json",        "merges.txt",            "chat_template.jinja",
+        "chat_template.json",      "generation_config.json",
+    };
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return true;
+    long length = (long)strlen(name); // code of models and tokenizers that transformers does not know
+    return length > 3 && strcmp(name + length - 3, ".py") == 0;
+}
+
+static enum status copy_listed(struct folder_writer *w, const char *from, const struct path_list *list)
+{
+    for (long i = 0; i < list->n; i++) {
+        char source[PATH_LENGTH], target[PATH_LENGTH];
+        if (!copied(list->name[i])) continue;
+        TRY(path_join(source, from, list->name[i]));
+        if (path_is_folder(source)) continue;
+        TRY(path_join(target, w->temporary, list->name[i]));
+        TRY(file_copy(target, source));
+    }
+    return OK;
+}
+
+static enum status write_generation(const struct folder_writer *w)
+{
+    char path[PATH_LENGTH];
+    TRY(path_join(path, w->temporary, "generation_config.json"));
+    if (path_exists(path)) return OK;
+    const struct config *c = &w->config;
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_put_bool(&o, "_from_model_config", true);
+    if (c->bos >= 0) json_put_long(&o, "bos_token_id", c->bos);
+    if (c->eos >= 0) json_put_long(&o, "eos_token_id", c->eos);
+    if (c->pad >= 0) json_put_long(&o, "pad_token_id", c->pad);
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) status = file_write(path, o.text, o.used);
+    json_out_free(&o);
+    return status;
+}
+
+enum status folder_writer_copy(struct folder_writer *w, const char *from)
+{
+    if (from) {
+        struct path_list list;
+        TRY(folder_list(&list, from));
+        enum status status = copy_listed(w, from, &list);
+        path_list_free(&list);
+        TRY(status);
+    }
+    return write_generation(w);
+}
+
+static enum status write_index(const struct folder_writer *w)
+{
+    char path[PATH_LENGTH], name[64];
+    TRY(path_join(path, w->temporary, "model.safetensors.index.json"));
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_begin(&o, "metadata", '{');
+    json_put_long(&o, "total_size", tensor_bytes(w));
+    json_end(&o, '}');
+    json_begin(&o, "weight_map", '{');
+    for (long s = 0; s < w->shards; s++) {
+        shard_name(name, w, s);
+        for (long i = 0; i < w->shard[s].n; i++) json_put_text(&o, w->tensor[w->shard[s].first + i].name, name);
+    }
+    json_end(&o, '}');
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) status = file_write(path, o.text, o.used);
+    json_out_free(&o);
+    return status;
+}
+
+static enum status write_config(const struct folder_writer *w)
+{
+    char path[PATH_LENGTH], *text;
+    TRY(path_join(path, w->temporary, "config.json"));
+    TRY(config_write(&text, &w->config));
+    enum status status = file_write(path, text, (long)strlen(text));
+    free(text);
+    return status;
+}
+
+// ---- checksums ----
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
+}
+
+static enum status hash_file(uint64_t *hash, long *bytes, const char *path)
+{
+    struct file_map map;
+    TRY(file_map_open(&map, path));
+    *hash = xxh3(map.data, map.bytes);
+    *bytes = map.bytes;
+    file_map_close(&map);
+    return OK;
+}
+
+static enum status collect(struct folder_writer *w, const char *below, int depth);
+
+// One file or folder; `name` is relative to the folder being written.
+static enum status collect_one(struct folder_writer *w, const char *name, int depth)
+{
+    char path[PATH_LENGTH];
+    TRY(path_join(path, w->temporary, name));
+    if (path_is_folder(path)) return depth > 8 ? fail(ERR_IO, "%s: folders too deep", path) : collect(w, name, depth + 1);
+    struct entry *known = NULL;
+    for (long i = 0; i < w->entries; i++)
+        if (strcmp(w->entry[i].name, name) == 0) known = &w->entry[i];
+    if (!known) {
+        TRY(add_entry(w, name, 0, 0, false));
+        known = &w->entry[w->entries - 1];
+    }
+    if (known->hashed && known->bytes >= 0) return OK;
+    struct file_map map; // the size of a file whose hash the caller told, or both
+    if (!known->hashed) return hash_file(&known->xxh3, &known->bytes, path);
+    TRY(file_map_open(&map, path));
+    known->bytes = map.bytes;
+    file_map_close(&map);
+    return OK;
+}
+
+static enum status collect_list(struct folder_writer *w, const struct path_list *list, const char *below, int depth)
+{
+    for (long i = 0; i < list->n; i++) {
+        char name[PATH_LENGTH];
+        if (below) TRY(path_join(name, below, list->name[i]));
+        TRY(collect_one(w, below ? name : list->name[i], depth));
+    }
+    return OK;
+}
+
+// Every file of the folder gets an entry; folders below it are made durable.
+static enum status collect(struct folder_writer *w, const char *below, int depth)
+{
+    char path[PATH_LENGTH];
+    struct path_list list;
+    TRY(path_join(path, w->temporary, below ? below : "."));
+    TRY(folder_list(&list, path));
+    enum status status = collect_list(w, &list, below, depth);
+    path_list_free(&list);
+    TRY(status);
+    return folder_sync(path);
+}
+
+static enum status write_checksums(struct folder_writer *w)
+{
+    char path[PATH_LENGTH];
+    TRY(collect(w, NULL, 0));
+    qsort(w->entry, (size_t)w->entries, sizeof *w->entry, by_name);
+    TRY(path_join(path, w->temporary, "checksums.json"));
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_put_text(&o, "algorithm", "XXH3-64");
+    json_begin(&o, "files", '{');
+    for (long i = 0; i < w->entries; i++) {
+        char hex[17];
+        snprintf(hex, sizeof hex, "%016lx", (unsigned long)w->entry[i].xxh3);
+        json_begin(&o, w->entry[i].name, '{');
+        json_put_long(&o, "bytes", w->entry[i].bytes);
+        json_put_text(&o, "xxh3", hex);
+        json_end(&o, '}');
+    }
+    json_end(&o, '}');
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) status = file_write(path, o.text, o.used);
+    json_out_free(&o);
+    return status;
+}
+
+// ---- the end ----
+
+static enum status writer_finish(struct folder_writer *w)
+{
+    char parent[PATH_LENGTH], old[PATH_LENGTH];
+    CHECK(w->open_shard == w->shards || (w->n == 0 && w->open_shard == 0)); // all data have come
+    if (w->n == 0) {
+        TRY(start_shard(w));
+        TRY(finish_shard(w));
+    }
+    if (w->shards > 1) TRY(write_index(w));
+    TRY(write_config(w));
+    TRY(write_checksums(w));
+    TRY(folder_sync(w->temporary));
+    parent_of(parent, w->path);
+    if (!path_exists(w->path)) {
+        TRY(path_rename(w->path, w->temporary));
+        return folder_sync(parent);
+    }
+    TRY(check_target(w)); // it may have appeared meanwhile
+    snprintf(old, sizeof old, "%.*s.old", PATH_LENGTH - 5, w->path);
+    TRY(folder_remove(old));
+    TRY(path_rename(old, w->path));
+    enum status status = path_rename(w->path, w->temporary);
+    if (status != OK && path_rename(w->path, old) != OK)
+        log_warning("%s: the previous folder is now %s", w->path, old);
+    TRY(status);
+    TRY(folder_sync(parent));
+    return folder_remove(old);
+}
+
+enum status folder_writer_commit(struct folder_writer *w)
+{
+    enum status status = writer_finish(w);
+    if (status != OK) folder_writer_abort(w);
+    else writer_free(w);
+    return status;
+}
+
+void folder_writer_abort(struct folder_writer *w)
+{
+    char sentence[1024]; // of the failure that led here
+    snprintf(sentence, sizeof sentence, "%s", fail_message());
+    if (w->file_open) safetensors_write_abort(&w->file);
+    if (folder_remove(w->temporary) != OK) log_warning("%s", fail_message());
+    if (fail(OK, "%s", sentence) == OK) writer_free(w);
+}

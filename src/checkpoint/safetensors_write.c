@@ -1,0 +1,92 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+
+long tensor_plan_bytes(const struct tensor_plan *t)
+{
+    long elements = 1;
+    for (int i = 0; i < t->rank; i++) elements *= t->shape[i];
+    return elements * dtype_size(t->dtype);
+}
+
+static enum status write_header(struct safetensors_writer *w)
+{
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_begin(&o, "__metadata__", '{');
+    json_put_text(&o, "format", "pt"); // transformers refuses files without it
+    json_end(&o, '}');
+    long at = 0;
+    for (long i = 0; i < w->n; i++) {
+        const struct tensor_plan *t = &w->tensor[i];
+        CHECK(at % dtype_size(t->dtype) == 0); // readers make aligned views of the data
+        json_begin(&o, t->name, '{');
+        json_put_text(&o, "dtype", dtype_name(t->dtype));
+        json_begin(&o, "shape", '[');
+        for (int d = 0; d < t->rank; d++) json_put_long(&o, NULL, t->shape[d]);
+        json_end(&o, ']');
+        json_begin(&o, "data_offsets", '[');
+        json_put_long(&o, NULL, at);
+        at += tensor_plan_bytes(t);
+        json_put_long(&o, NULL, at);
+        json_end(&o, ']');
+        json_end(&o, '}');
+    }
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    uint8_t size[8];
+    uint64_t padded = (uint64_t)(o.used + 7) / 8 * 8;
+    for (int i = 0; i < 8; i++) size[i] = (uint8_t)(padded >> (8 * i));
+    if (status == OK) status = output_write(&w->out, size, 8);
+    if (status == OK) status = output_write(&w->out, o.text, o.used);
+    if (status == OK) status = output_write(&w->out, "        ", (long)padded - o.used);
+    json_out_free(&o);
+    return status;
+}
+
+// Moves on to the next tensor that has data.
+static void skip_finished(struct safetensors_writer *w)
+{
+    while (w->left == 0 && w->at < w->n) {
+        w->at++;
+        w->left = w->at < w->n ? tensor_plan_bytes(&w->tensor[w->at]) : 0;
+    }
+}
+
+enum status safetensors_write_open(struct safetensors_writer *w, const char *path, const struct tensor_plan *tensor,
+                                   long n)
+{
+    *w = (struct safetensors_writer){.tensor = tensor, .n = n};
+    TRY(output_open(&w->out, path));
+    enum status status = write_header(w);
+    if (status != OK) {
+        output_abort(&w->out);
+        return status;
+    }
+    w->left = n > 0 ? tensor_plan_bytes(&tensor[0]) : 0;
+    skip_finished(w);
+    return OK;
+}
+
+enum status safetensors_write_data(struct safetensors_writer *w, const void *data, long bytes)
+{
+    CHECK(bytes <= w->left);
+    TRY(output_write(&w->out, data, bytes));
+    w->left -= bytes;
+    skip_finished(w);
+    return OK;
+}
+
+enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh3)
+{
+    CHECK(w->at == w->n && w->left == 0);
+    return output_commit(&w->out, xxh3);
+}
+
+void safetensors_write_abort(struct safetensors_writer *w)
+{
+    output_abort(&w->out);
+}

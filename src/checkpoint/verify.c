@@ -1,0 +1,58 @@
+// The other half of checksums.json, which folder_write.c writes.
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "checkpoint/folder.h"
+
+enum { CHECKSUMS_LIMIT = 64 << 20 };
+
+static enum status verify_file(const char *folder, const cJSON *file, const char *checksums)
+{
+    char path[PATH_LENGTH];
+    long bytes;
+    struct file_map map;
+    const char *hex;
+    if (file->string[0] == '/' || file->string[0] == '\0' || strstr(file->string, ".."))
+        return fail(ERR_FORMAT, "%s: \"%.80s\" is not a file of this folder", checksums, file->string);
+    if (!cJSON_IsObject(file)) return fail(ERR_FORMAT, "%s: %.80s is not an object", checksums, file->string);
+    TRY(json_long(&bytes, file, "bytes", -1, 0, 1L << 53, checksums));
+    TRY(json_text(&hex, file, "xxh3", "", checksums));
+    TRY(path_join(path, folder, file->string));
+    if (!path_exists(path)) return fail(ERR_FORMAT, "%s: the file is missing (checksums.json lists it)", path);
+    TRY(file_map_open(&map, path));
+    uint64_t found = xxh3(map.data, map.bytes);
+    long found_bytes = map.bytes;
+    file_map_close(&map);
+    if (found_bytes != bytes)
+        return fail(ERR_FORMAT, "%s: has %ld bytes, but checksums.json says %ld (it is damaged)", path, found_bytes, bytes);
+    char found_hex[17];
+    snprintf(found_hex, sizeof found_hex, "%016lx", (unsigned long)found);
+    if (strcmp(found_hex, hex) != 0)
+        return fail(ERR_FORMAT, "%s: its checksum differs from checksums.json (it is damaged)", path);
+    return OK;
+}
+
+static enum status verify_files(const char *folder, const cJSON *json, const char *checksums)
+{
+    const char *algorithm;
+    if (!cJSON_IsObject(json)) return fail(ERR_FORMAT, "%s: not a JSON object", checksums);
+    TRY(json_text(&algorithm, json, "algorithm", "", checksums));
+    if (strcmp(algorithm, "XXH3-64") != 0)
+        return fail(ERR_FORMAT, "%s: algorithm is \"%.40s\", expected XXH3-64", checksums, algorithm);
+    const cJSON *files = cJSON_GetObjectItemCaseSensitive(json, "files");
+    if (!cJSON_IsObject(files)) return fail(ERR_FORMAT, "%s: files is missing", checksums);
+    for (const cJSON *file = files->child; file; file = file->next) TRY(verify_file(folder, file, checksums));
+    return OK;
+}
+
+enum status folder_verify(const char *path)
+{
+    char checksums[PATH_LENGTH];
+    cJSON *json;
+    TRY(path_join(checksums, path, "checksums.json"));
+    TRY(json_read(&json, checksums, CHECKSUMS_LIMIT));
+    enum status status = verify_files(path, json, checksums);
+    cJSON_Delete(json);
+    return status;
+}
