@@ -1,0 +1,209 @@
+// Cases of the matrix products.
+#ifndef SKYMOE_TESTS_KERNEL_CASES_PRODUCTS_H
+#define SKYMOE_TESTS_KERNEL_CASES_PRODUCTS_H
+
+#include "kernel_check.h"
+
+static const long product_shapes[][3] = { // M N K
+    {0, 5, 7},    {2, 0, 5},    {3, 4, 0},     {1, 1, 1},    {1, 17, 63},   {1, 130, 300}, {2, 64, 64},  {3, 65, 17},
+    {17, 3, 130}, {63, 64, 65}, {130, 17, 64}, {65, 63, 257}, {33, 96, 128}, {8, 130, 512}, {5, 7, 1030}, {64, 128, 96},
+};
+enum { PRODUCT_SHAPES = sizeof product_shapes / sizeof product_shapes[0] };
+
+// A sum of n products whose absolute values add up to m.
+static struct bound sum_bound(const struct check *c, long n, bool rounded, double *m)
+{
+    return (struct bound){.relative = rounded ? c->eps_el : 0, .absolute = (2 + 0.5 * sqrt((double)n)) * c->eps_acc,
+                          .magnitude = m};
+}
+
+// sum over k of |a[k a_step] b[k b_step]|
+static double absolute_dot(const struct check *c, const void *a, long i, long a_step, const void *b, long j, long b_step,
+                           long n)
+{
+    double sum = 0;
+    for (long k = 0; k < n; k++) sum += fabs(el_at(c, a, i + k * a_step) * el_at(c, b, j + k * b_step));
+    return sum;
+}
+
+// Row limits of E experts: none empty, some empty, all empty, everything on the first, on the last.
+static long *in_groups(struct check *c, long E, long rows, long pattern)
+{
+    long *first = in_values(c, LONG, E + 1);
+    first[0] = 0;
+    for (long e = 0; e < E; e++) {
+        long n = pattern == 0 ? rows + (e * 7) % 5 : pattern == 1 ? (e % 2 ? rows + e : 0) : pattern == 2 ? 0
+               : pattern == 3 ? (e == 0 ? rows * E : 0) : (e == E - 1 ? rows * E : 0);
+        first[e + 1] = first[e] + n;
+    }
+    return first;
+}
+
+static const long group_shapes[][5] = { // E rows pattern N K
+    {1, 3, 0, 17, 65},  {3, 0, 0, 64, 64}, {5, 17, 0, 33, 63}, {4, 1, 0, 130, 17}, {8, 6, 1, 65, 130},
+    {16, 2, 2, 16, 16}, {4, 12, 3, 64, 96}, {3, 21, 4, 63, 64}, {8, 33, 0, 128, 64}, {2, 64, 0, 96, 257},
+};
+enum { GROUP_SHAPES = sizeof group_shapes / sizeof group_shapes[0] };
+
+// ---- y = x w' ----
+
+static bool nt_case(struct check *c, long shape, bool rounded)
+{
+    if (shape >= 2 * PRODUCT_SHAPES) return false; // then with F8 weights
+    bool f8 = shape >= PRODUCT_SHAPES;
+    const long *s = product_shapes[shape % PRODUCT_SHAPES];
+    long M = s[0], N = s[1], K = s[2];
+    void *x = in_el(c, M * K);
+    struct tensor w = in_weight(c, f8, N, K);
+    double *m = magnitudes(M * N);
+    for (long i = 0; i < M * N; i++)
+        for (long k = 0; k < K; k++)
+            m[i] += fabs(el_at(c, x, i / N * K + k) * weight_at(w, i % N * K + k, K));
+    void *y = out(c, "y", (int)(rounded ? c->k->el : c->k->acc), M * N, sum_bound(c, K, rounded, m));
+    seal(c, "M %ld N %ld K %ld%s", M, N, K, f8 ? " F8" : "");
+    if (rounded) c->k->matmul_nt(y, x, w, M, N, K);
+    else c->k->matmul_nt_acc(y, x, w, M, N, K);
+    return true;
+}
+
+static bool case_matmul_nt(struct check *c, long shape)
+{
+    return nt_case(c, shape, true);
+}
+
+static bool case_matmul_nt_acc(struct check *c, long shape)
+{
+    return nt_case(c, shape, false);
+}
+
+static bool case_grouped_nt(struct check *c, long shape)
+{
+    if (shape >= 2 * GROUP_SHAPES) return false;
+    bool f8 = shape >= GROUP_SHAPES;
+    const long *s = group_shapes[shape % GROUP_SHAPES];
+    long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
+    void *x = in_el(c, R * K);
+    struct tensor w = in_weight(c, f8, E * N, K);
+    double *m = magnitudes(R * N);
+    for (long e = 0; e < E; e++)
+        for (long i = first[e] * N; i < first[e + 1] * N; i++)
+            for (long k = 0; k < K; k++)
+                m[i] += fabs(el_at(c, x, i / N * K + k) * weight_at(w, (e * N + i % N) * K + k, K));
+    void *y = out(c, "y", (int)c->k->el, R * N, sum_bound(c, K, true, m));
+    seal(c, "E %ld R %ld N %ld K %ld%s", E, R, N, K, f8 ? " F8" : "");
+    c->k->grouped_nt(y, x, w, first, E, N, K);
+    return true;
+}
+
+// ---- dx = dy w ----
+
+static bool case_matmul_nn(struct check *c, long shape)
+{
+    if (shape >= PRODUCT_SHAPES) return false;
+    long M = product_shapes[shape][0], N = product_shapes[shape][1], K = product_shapes[shape][2];
+    void *dy = in_el(c, M * N);
+    struct tensor w = in_weight(c, false, N, K);
+    double *m = magnitudes(M * K);
+    for (long i = 0; i < M * K; i++) m[i] = absolute_dot(c, dy, i / K * N, 1, w.data, i % K, K, N);
+    void *dx = out(c, "dx", (int)c->k->el, M * K, sum_bound(c, N, true, m));
+    seal(c, "M %ld N %ld K %ld", M, N, K);
+    c->k->matmul_nn(dx, dy, w, M, N, K);
+    return true;
+}
+
+static bool case_grouped_nn(struct check *c, long shape)
+{
+    if (shape >= GROUP_SHAPES) return false;
+    const long *s = group_shapes[shape];
+    long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
+    void *dy = in_el(c, R * N);
+    struct tensor w = in_weight(c, false, E * N, K);
+    double *m = magnitudes(R * K);
+    for (long e = 0; e < E; e++)
+        for (long i = first[e] * K; i < first[e + 1] * K; i++)
+            m[i] = absolute_dot(c, dy, i / K * N, 1, w.data, e * N * K + i % K, K, N);
+    void *dx = out(c, "dx", (int)c->k->el, R * K, sum_bound(c, N, true, m));
+    seal(c, "E %ld R %ld N %ld K %ld", E, R, N, K);
+    c->k->grouped_nn(dx, dy, w, first, E, N, K);
+    return true;
+}
+
+// ---- dw += dy' x ----
+
+static bool case_matmul_tn(struct check *c, long shape)
+{
+    if (shape >= PRODUCT_SHAPES) return false;
+    long M = product_shapes[shape][0], N = product_shapes[shape][1], K = product_shapes[shape][2];
+    void *dy = in_el(c, M * N), *x = in_el(c, M * K);
+    double *m = magnitudes(N * K);
+    for (long i = 0; i < N * K; i++) m[i] = 4 + absolute_dot(c, dy, i / K, N, x, i % K, K, M);
+    void *dw = in_out(c, "dw", (int)c->k->acc, F32, N * K, sum_bound(c, M, false, m));
+    seal(c, "M %ld N %ld K %ld", M, N, K);
+    c->k->matmul_tn(dw, dy, x, M, N, K);
+    return true;
+}
+
+static bool case_grouped_tn(struct check *c, long shape)
+{
+    if (shape >= GROUP_SHAPES) return false;
+    const long *s = group_shapes[shape];
+    long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
+    void *dy = in_el(c, R * N), *x = in_el(c, R * K);
+    double *m = magnitudes(E * N * K);
+    for (long i = 0; i < E * N * K; i++) {
+        long e = i / (N * K), n = i / K % N;
+        m[i] = 4 + absolute_dot(c, dy, first[e] * N + n, N, x, first[e] * K + i % K, K, first[e + 1] - first[e]);
+    }
+    void *dw = in_out(c, "dw", (int)c->k->acc, F32, E * N * K, sum_bound(c, R, false, m));
+    seal(c, "E %ld R %ld N %ld K %ld", E, R, N, K);
+    c->k->grouped_tn(dw, dy, x, first, E, N, K);
+    return true;
+}
+
+// ---- router: M tokens, N experts, K hidden ----
+
+static bool case_router_nt(struct check *c, long shape)
+{
+    if (shape >= PRODUCT_SHAPES) return false;
+    long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
+    void *x = in_el(c, T * D), *w = in_acc(c, E * D);
+    double *m = magnitudes(T * E);
+    for (long i = 0; i < T * E; i++)
+        for (long d = 0; d < D; d++) m[i] += fabs(el_at(c, x, i / E * D + d) * acc_at(c, w, i % E * D + d));
+    void *z = out(c, "z", (int)c->k->acc, T * E, sum_bound(c, D, false, m));
+    seal(c, "T %ld E %ld D %ld", T, E, D);
+    c->k->router_nt(z, x, w, T, E, D);
+    return true;
+}
+
+static bool case_router_nn(struct check *c, long shape)
+{
+    if (shape >= PRODUCT_SHAPES) return false;
+    long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
+    void *dz = in_acc(c, T * E), *w = in_acc(c, E * D);
+    double *m = magnitudes(T * D);
+    for (long i = 0; i < T * D; i++)
+        for (long e = 0; e < E; e++) m[i] += fabs(acc_at(c, dz, i / D * E + e) * acc_at(c, w, e * D + i % D));
+    void *dx = out(c, "dx", (int)c->k->acc, T * D, sum_bound(c, E, false, m));
+    seal(c, "T %ld E %ld D %ld", T, E, D);
+    c->k->router_nn(dx, dz, w, T, E, D);
+    return true;
+}
+
+static bool case_router_tn(struct check *c, long shape)
+{
+    if (shape >= PRODUCT_SHAPES) return false;
+    long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
+    void *dz = in_acc(c, T * E), *x = in_el(c, T * D);
+    double *m = magnitudes(E * D);
+    for (long i = 0; i < E * D; i++) {
+        m[i] = 4;
+        for (long t = 0; t < T; t++) m[i] += fabs(acc_at(c, dz, t * E + i / D) * el_at(c, x, t * D + i % D));
+    }
+    void *dw = in_out(c, "dw", (int)c->k->acc, F32, E * D, sum_bound(c, T, false, m));
+    seal(c, "T %ld E %ld D %ld", T, E, D);
+    c->k->router_tn(dw, dz, x, T, E, D);
+    return true;
+}
+
+#endif
