@@ -1,0 +1,33 @@
+// Text from a model: a prompt is appended to a sequence of the KV cache, then one drawn token after the other.
+#ifndef SKYMOE_EVAL_GENERATE_H
+#define SKYMOE_EVAL_GENERATE_H
+
+#include "eval/sample.h"
+#include "model/decode.h"
+
+enum finish { FINISH_STOP, FINISH_LENGTH };
+const char *finish_name(enum finish f); // "stop", "length"
+
+enum { END_IDS = 32 };
+struct end_ids {
+    int id[END_IDS];
+    long n;
+};
+// Ids that end a text: eos_token_id of DIR/generation_config.json (one or a list), else the config's.
+MUST_USE enum status end_ids_read(struct end_ids *ends, const struct config *c, const char *folder);
+
+struct generation {
+    const int *prompt;
+    long prompt_n;       // >= 1
+    long max_tokens;     // most tokens to generate
+    long choice;
+    const struct end_ids *ends;
+    // Called with each token that is part of the text (end ids are not), in order.
+    enum status (*on_token)(void *user, struct sampled token);
+    void *user;
+};
+// The sequence must be empty; it holds prompt and text afterwards. ERR_CONFIG for a prompt that does not fit.
+MUST_USE enum status generate(enum finish *finish, struct kv_cache *kv, long sequence, struct sampler *s,
+                              const struct generation *g);
+
+#endif

@@ -1,0 +1,63 @@
+#include "eval/inference.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static enum status load(struct inference *i, const struct model_folder *f, long rows, long positions)
+{
+    struct model_options o = {
+        .dtype = f->config.dtype == F32 && f->config.quant == QUANT_NONE ? F32 : BF16,
+        .B = 1,
+        .S = rows,
+        .positions = positions > rows ? positions : rows,
+        .rule = moe_rule_inference,
+        .weights = f->config.quant,
+    };
+    if (o.positions > f->config.max_positions)
+        return fail(ERR_CONFIG, "%s: %ld positions are needed, max_position_embeddings is %ld (use shorter sequences)",
+                    f->path, o.positions, f->config.max_positions);
+    TRY(model_init(&i->model, &f->config, &o));
+    return model_folder_load(&i->model, f);
+}
+
+static enum status open_tokenizer(struct inference *i)
+{
+    char path[PATH_LENGTH];
+    TRY(path_join(path, i->folder, "tokenizer.model"));
+    return path_exists(path) ? tokenizer_open(&i->tokenizer, i->folder) : OK;
+}
+
+enum status inference_open(struct inference *i, const char *path, long rows, long positions)
+{
+    struct model_folder f;
+    memset(i, 0, sizeof *i);
+    TRY(model_folder_open(&f, path));
+    memcpy(i->folder, f.path, sizeof i->folder);
+    enum status status = load(i, &f, rows, positions);
+    model_folder_close(&f);
+    if (status == OK) status = open_tokenizer(i);
+    if (status != OK) inference_close(i);
+    return status;
+}
+
+enum status inference_need_tokenizer(const struct inference *i)
+{
+    if (i->tokenizer.model) return OK;
+    return fail(ERR_FORMAT, "%s: has no tokenizer.model, which text needs (add it, or give token ids)", i->folder);
+}
+
+void inference_close(struct inference *i)
+{
+    if (i->tokenizer.model) tokenizer_close(&i->tokenizer);
+    model_free(&i->model);
+    memset(i, 0, sizeof *i);
+}
+
+enum status inference_config(struct config *c, const char *path)
+{
+    struct model_folder f;
+    TRY(model_folder_open(&f, path));
+    *c = f.config;
+    model_folder_close(&f);
+    return OK;
+}

@@ -1,0 +1,25 @@
+// A model folder opened for inference, in the arithmetic of its stored dtype: f32 as f32; bf16, f16 and FP8 as bf16.
+// FP8 weights stay FP8 in memory.
+#ifndef SKYMOE_EVAL_INFERENCE_H
+#define SKYMOE_EVAL_INFERENCE_H
+
+#include "checkpoint/folder.h"
+#include "data/tokenizer.h"
+
+struct inference {
+    struct model model;
+    char folder[PATH_LENGTH];   // with tokenizer and generation files
+    struct tokenizer tokenizer; // model NULL when the folder has no tokenizer.model
+};
+
+// path: a model folder or a run's folder (its newest checkpoint). rows: most tokens of one forward. positions 0: as
+// many as rows; beyond max_position_embeddings is ERR_CONFIG. The struct must stay where it is. On failure nothing is held.
+MUST_USE enum status inference_open(struct inference *i, const char *path, long rows, long positions);
+// The same with the tokenizer's absence an error that says why text cannot be handled.
+MUST_USE enum status inference_need_tokenizer(const struct inference *i);
+void inference_close(struct inference *i);
+
+// The model's shape alone, to choose rows and positions from it.
+MUST_USE enum status inference_config(struct config *c, const char *path);
+
+#endif
