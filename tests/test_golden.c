@@ -144,7 +144,7 @@ static void expect_near(const char *what, double got, double want, double tolera
 
 static double tolerance_of(enum dtype type)
 {
-    return type == F64 ? 1e-9 : 2e-4;
+    return type == F64 ? 1e-11 : 5e-5;
 }
 
 static struct moe_rule rule_of(const struct golden *g)
@@ -168,7 +168,8 @@ static void open_model(struct model *m, const struct golden *g, enum dtype type,
     OK_OR_FAIL(model_folder_load(m, &g->folder));
     model_masters_from_values(m);
     const cJSON *layers = cJSON_GetObjectItem(g->json, "layers");
-    for (long l = 0; l < (c.E ? c.L : 0); l++) m->balance[l].alpha = number(cJSON_GetArrayItem(layers, (int)l), "alpha");
+    for (long l = 0; l < (c.E ? c.L : 0); l++)
+        m->balance[l].alpha = number(cJSON_GetArrayItem(layers, (int)l), "alpha");
 }
 
 // Routing of one micro-batch: its tokens begin at `first` of the golden arrays.
@@ -189,8 +190,8 @@ static void compare_routing(const struct golden *g, const struct model *m, long 
         for (long i = 0; i < n; i++) {
             long j = first * c->K + i;
             if (expert[i] != want_expert[j])
-                fail_msg("layer %ld token %ld choice %ld: expert %d, golden %d", l, first + i / c->K, i % c->K, expert[i],
-                         want_expert[j]);
+                fail_msg("layer %ld token %ld choice %ld: expert %d, golden %d", l, first + i / c->K, i % c->K,
+                         expert[i], want_expert[j]);
             if ((row[i] < 0) != want_dropped[j])
                 fail_msg("layer %ld token %ld choice %ld: dropped %d, golden %d", l, first + i / c->K, i % c->K,
                          row[i] < 0, want_dropped[j]);
@@ -318,8 +319,8 @@ static void step_case(const char *name, enum dtype type, enum recompute recomput
     expect_near("gradient norm", gradient_norm(&m), number(g.json, "grad_norm"), tolerance);
     if (m.c.E) compare_balance(&g, &m, tolerance);
     assert_true(worst > 0); // two independent programs never agree in every bit
-    print_message("%s %s recompute %d: logits %.1e, gates %.1e, gradients %.1e\n", name, dtype_name(type), (int)recompute,
-                  e.logits, e.routing, worst);
+    print_message("%s %s recompute %d: logits %.1e, gates %.1e, gradients %.1e\n", name, dtype_name(type),
+                  (int)recompute, e.logits, e.routing, worst);
     model_free(&m);
     golden_close(&g);
 }
@@ -364,7 +365,7 @@ static void test_dropless_loss(void **state)
             struct batch b = {g.micro, g.S, token + at, target + at, position + at, start + at};
             sum += model_loss(&m, &b, NULL);
         }
-        expect_near("dropless loss", sum / (double)g.targets, number(g.json, "dropless_loss"), 1e-9);
+        expect_near("dropless loss", sum / (double)g.targets, number(g.json, "dropless_loss"), 1e-12);
         test_free(token);
         test_free(target);
         test_free(position);
@@ -457,12 +458,13 @@ static void test_decode(void **state)
             for (int p = 0; p < 4 && pieces[way][p]; p++) {
                 OK_OR_FAIL(kv_append(&kv, 0, token + at, pieces[way][p], last, all + at * c.V));
                 at += pieces[way][p];
-                assert_memory_equal(last, all + (at - 1) * c.V, (size_t)c.V * sizeof *last);
+                for (long v = 0; v < c.V; v++) // as one row or among others: the sums may be in another order
+                    if (!(fabs(last[v] - all[(at - 1) * c.V + v]) <= 1e-5)) fail_msg("last logits: %g", last[v]);
             }
             for (long j = 0; j < n; j++) got[j] = all[j];
             double error = difference(got, want, n);
             print_message("%s decode way %d: %.1e\n", cases[i], way, error);
-            if (!(error <= 2e-4)) fail_msg("decode logits differ by %.2e of the largest", error);
+            if (!(error <= 5e-5)) fail_msg("decode logits differ by %.2e of the largest", error);
             kv_cache_drop(&kv, 0);
         }
         test_free(all);
@@ -497,7 +499,8 @@ static void test_fp8(void **state)
             snprintf(name, sizeof name, "fp8.%s", q.params.item[t].name);
             if (!safetensors_find(&g.values, name)) continue;
             long n, one;
-            double *want = values_of(&g, "", name, &n), *scale = values_of(&g, "fp8_scale.", q.params.item[t].name, &one);
+            double *want = values_of(&g, "", name, &n);
+            double *scale = values_of(&g, "fp8_scale.", q.params.item[t].name, &one);
             assert_string_equal(q.stored[t]->dtype, "F8_E4M3");
             assert_int_equal(q.stored[t]->elements, n);
             for (long j = 0; j < n; j++)
