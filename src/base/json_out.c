@@ -1,5 +1,6 @@
 // Writing JSON, and UTF-8.
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
