@@ -1,0 +1,17 @@
+#include "base/log.h"
+#include "cli/command.h"
+#include "kernels/kernels.h"
+
+enum status command_start(const struct settings *s, struct common_options *common, bool *set, bool *done, int argc,
+                          char **argv)
+{
+    *done = false;
+    TRY(settings_parse(s, common, set, argc, argv));
+    if (common->help) {
+        settings_help(stdout, s);
+        *done = true;
+        return OK;
+    }
+    log_quiet(common->quiet);
+    return kernels_init(common->threads);
+}
