@@ -2,7 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +36,14 @@ void log_warning(const char *format, ...)
     va_list args;
     va_start(args, format);
     print_line("warning: ", format, args);
+    va_end(args);
+}
+
+void log_error(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    print_line("", format, args);
     va_end(args);
 }
 
@@ -97,6 +105,13 @@ static bool on_terminal(void)
     return known == 1;
 }
 
+static int terminal_columns(void)
+{
+    struct winsize size;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col < 20) return 80;
+    return size.ws_col;
+}
+
 void progress_at(struct progress *p, double done, const char *note)
 {
     if (quiet) return;
@@ -106,7 +121,7 @@ void progress_at(struct progress *p, double done, const char *note)
     char text[512];
     progress_text(text, sizeof text, p, done, now, note);
     if (on_terminal()) {
-        fprintf(stderr, "\r\033[K%.200s", text);
+        fprintf(stderr, "\r\033[K%.*s", terminal_columns() - 1, text); // a longer line could not be rewritten
         line_open = true;
     } else {
         fprintf(stderr, "%s\n", text);

@@ -7,6 +7,7 @@
 void log_quiet(bool quiet);
 void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));    // hidden by --quiet
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2))); // "warning: ...", never hidden
+void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));   // as it is, never hidden; main's
 
 // Progress with rate and time left: one line that rewrites itself on a terminal, a plain line every few seconds
 // otherwise. Units are whatever `unit` says ("tokens", "MB").

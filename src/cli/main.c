@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "cli/command.h"
 
 const struct command *const commands[] = { // in the order of the life of a model
@@ -94,6 +95,6 @@ int main(int argc, char **argv)
     if (status == OK) status = flushed;
     if (status == OK) return 0;
     fflush(stdout);
-    fprintf(stderr, "skymoe %.100s: %s\n", argv[1], fail_message());
+    log_error("skymoe %.100s: %s", argv[1], fail_message());
     return status == ERR_CONFIG ? 2 : 1;
 }
