@@ -1,8 +1,8 @@
 // Runs a kernel's cases with two tables on the same inputs and compares everything they write.
 //
 // A case is a function of (check, shape number): it makes inputs and outputs with the functions below and calls one
-// entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in bfloat16
-// (el) or float (acc), so any table gets the same values. Outputs are poisoned with NaN, or filled where the kernel adds
+// entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in the narrower
+// type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel adds
 // (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs must come
 // back untouched, and what differs by more than the bound, or is NaN on one side only, fails.
 #ifndef SKYMOE_TESTS_KERNEL_CHECK_H
@@ -43,6 +43,7 @@ struct check {
     const struct kernels *k;   // under test in this run
     const struct kernels *ref; // the reference of the same type, to prepare inputs
     double eps_el, eps_acc;    // relative distance of two right roundings, in the type being tested
+    int exact;                 // inputs of type el are exact in this type
     long shape;
     uint64_t drawn;
     char what[160];            // the shape in words
@@ -126,12 +127,12 @@ static inline void *in_random(struct check *c, int type, int exact_in, long n, d
 
 static inline void *in_el(struct check *c, long n)
 {
-    return in_random(c, c->k->el, BF16, n, 1);
+    return in_random(c, (int)c->k->el, c->exact, n, 1);
 }
 
 static inline void *in_acc(struct check *c, long n)
 {
-    return in_random(c, c->k->acc, F32, n, 1);
+    return in_random(c, (int)c->k->acc, F32, n, 1);
 }
 
 static inline int *in_ints(struct check *c, long n, long below)
@@ -145,7 +146,7 @@ static inline int *in_ints(struct check *c, long n, long below)
 static inline struct tensor in_weight(struct check *c, bool f8, long rows, long columns)
 {
     struct tensor w = {.dtype = f8 ? F8_E4M3 : c->k->el};
-    w.data = in_random(c, (int)w.dtype, BF16, rows * columns, f8 ? 50 : 1);
+    w.data = in_random(c, (int)w.dtype, c->exact, rows * columns, f8 ? 50 : 1);
     if (f8) {
         w.scale = in_values(c, F32, rows);
         for (long i = 0; i < rows; i++) w.scale[i] = (float)(0.01 + 0.02 * fabs(draw(c)));
@@ -299,12 +300,15 @@ static inline long compare_tables(struct worst *worst, const char *entry, kernel
                                   const struct kernels *ref, const struct kernels *other, const struct kernels *other_ref,
                                   enum comparison how)
 {
+    int exact = k->el == BF16 ? BF16 : F32;
     double eps_el = k->el == BF16 ? 0x1p-7 : k->el == F32 ? 0x1p-23 : 0x1p-52;
     double eps_acc = k->acc == F32 ? 0x1p-23 : 0x1p-52;
     long failures = 0;
     for (long shape = 0;; shape++) {
-        struct check a = {.k = k, .ref = ref, .eps_el = eps_el, .eps_acc = eps_acc, .shape = shape};
-        struct check b = {.k = other, .ref = other_ref, .eps_el = eps_el, .eps_acc = eps_acc, .shape = shape};
+        struct check a = {.k = k, .ref = ref, .eps_el = eps_el, .eps_acc = eps_acc, .exact = exact,
+                          .shape = shape};
+        struct check b = {.k = other, .ref = other_ref, .eps_el = eps_el, .eps_acc = eps_acc, .exact = exact,
+                          .shape = shape};
         bool more = run(&a, shape);
         if (how == SAME_BITS_ONE_THREAD) omp_set_num_threads(1);
         if (more) run(&b, shape);
