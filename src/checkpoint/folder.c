@@ -170,7 +170,7 @@ static enum status find_scale(struct model_folder *f, long i, struct found *all,
     }
     float value;
     memcpy(&value, t->data, sizeof value);
-    if (!(value > 0 && value < 1e30f))
+    if (!(value > 0 && value <= 3.4e38f))
         return fail(ERR_FORMAT, "%s: tensor %s is %g, expected a positive number", scale->file, name, value);
     scale->used = true;
     f->scale[i] = t;

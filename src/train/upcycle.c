@@ -1,0 +1,255 @@
+#include "train/upcycle.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/rng.h"
+
+enum { CHUNK = 1 << 18 }; // elements in memory at a time
+
+struct upcycling {
+    const struct model_folder *from;
+    const struct upcycle_options *o;
+    const struct kernels *k;
+    struct config c;             // of the result
+    struct param_list list;      // of the result
+    struct folder_writer *w;
+    float *values, *random;      // [CHUNK]
+    void *converted;             // [CHUNK] in c.dtype
+    bool *dropped;               // [F] intermediate columns of the present expert that are redrawn
+    long dropped_layer, dropped_expert; // whose they are
+    struct progress progress;
+    double done;                 // MB
+};
+
+// ---- what becomes what ----
+
+static bool same_part(const struct param_kind *a, const struct param_kind *b)
+{
+    return a->field == b->field && a->before[0] == b->before[0] && a->before[1] == b->before[1];
+}
+
+// Index in the dense folder of the tensor that p starts from; -1 for the router, which has none.
+static long parent_of(const struct upcycling *u, const struct param *p)
+{
+    const struct param_list *dense = &u->from->params;
+    for (long i = 0; i < dense->n; i++) {
+        const struct param *d = &dense->item[i];
+        if (d->layer != p->layer) continue;
+        if (p->expert < 0 ? d->kind == p->kind : d->kind->when == WHEN_DENSE && same_part(d->kind, p->kind)) return i;
+    }
+    return -1;
+}
+
+// ---- statistics of dense weights ----
+
+// Which intermediate column element i of p belongs to.
+static long column_of(const struct upcycling *u, const struct param *p, long i)
+{
+    return p->kind->rows == DIM_F ? i / p->columns : i % u->c.F;
+}
+
+struct moments {
+    double mean, std;
+};
+
+// Of the whole tensor, or of its dropped columns.
+static struct moments moments_of(struct upcycling *u, const struct param *p, long parent, bool only_dropped)
+{
+    long elements = p->rows * p->columns, counted = 0;
+    double sum = 0, squares = 0;
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        model_folder_read(u->values, u->from, parent, at, n);
+        for (long i = 0; i < n; i++) {
+            if (only_dropped && !u->dropped[column_of(u, p, at + i)]) continue;
+            sum += u->values[i];
+            squares += (double)u->values[i] * u->values[i];
+            counted++;
+        }
+    }
+    if (counted == 0) return (struct moments){0, 0};
+    double mean = sum / (double)counted, variance = squares / (double)counted - mean * mean;
+    return (struct moments){mean, variance > 0 ? sqrt(variance) : 0};
+}
+
+// The same columns for w1, w3 and w2 of an expert [Drop-Upcycling, arXiv 2502.19261].
+static void choose_dropped(struct upcycling *u, const struct param *p)
+{
+    if (u->dropped_layer == p->layer && u->dropped_expert == p->expert) return;
+    char name[96];
+    snprintf(name, sizeof name, "model.layers.%ld.block_sparse_moe.experts.%ld.drop", p->layer, p->expert);
+    uint64_t stream = rng_stream(name), F = (uint64_t)u->c.F;
+    long n = lround(u->o->drop * (double)u->c.F);
+    memset(u->dropped, 0, (size_t)u->c.F * sizeof *u->dropped);
+    for (long i = 0; i < n; i++) u->dropped[rng_permute((uint64_t)i, F, (uint64_t)u->o->seed, stream)] = true;
+    u->dropped_layer = p->layer;
+    u->dropped_expert = p->expert;
+}
+
+// ---- writing ----
+
+static enum status put(struct upcycling *u, const void *data, long bytes)
+{
+    TRY(folder_writer_data(u->w, data, bytes));
+    u->done += (double)bytes / 1e6;
+    progress_at(&u->progress, u->done, NULL);
+    return OK;
+}
+
+static enum status put_values(struct upcycling *u, long n)
+{
+    values_from_float(u->converted, u->c.dtype, u->values, n);
+    return put(u, u->converted, n * dtype_size(u->c.dtype));
+}
+
+// N(mean, std) at the element's own place, so that what is drawn depends on seed and name alone.
+static void draw(struct upcycling *u, float *to, const struct param *p, struct moments m, long at, long n)
+{
+    u->k->init_normal((struct tensor){.data = to, .dtype = F32}, m.mean, m.std, n, u->o->seed, rng_stream(p->name), at);
+}
+
+static enum status write_router(struct upcycling *u, const struct param *p)
+{
+    long elements = p->rows * p->columns;
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        draw(u, u->values, p, (struct moments){0, u->o->router_std}, at, n);
+        TRY(put_values(u, n));
+    }
+    return OK;
+}
+
+static enum status write_copy(struct upcycling *u, const struct param *p, long parent)
+{
+    const struct stored_tensor *t = u->from->stored[parent];
+    long elements = p->rows * p->columns;
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK, size = dtype_size(u->c.dtype);
+        if (t->type == (int)u->c.dtype) {
+            TRY(put(u, t->data + at * size, n * size));
+        } else {
+            model_folder_read(u->values, u->from, parent, at, n);
+            TRY(put_values(u, n));
+        }
+    }
+    return OK;
+}
+
+static enum status write_changed(struct upcycling *u, const struct param *p, long parent)
+{
+    long elements = p->rows * p->columns;
+    bool drop = u->o->method == UPCYCLE_DROP;
+    if (drop) choose_dropped(u, p);
+    struct moments m = moments_of(u, p, parent, drop);
+    if (!drop) m = (struct moments){0, u->o->noise * m.std};
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        model_folder_read(u->values, u->from, parent, at, n);
+        draw(u, u->random, p, m, at, n);
+        for (long i = 0; i < n; i++) {
+            if (!drop) u->values[i] += u->random[i];
+            else if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
+        }
+        TRY(put_values(u, n));
+    }
+    return OK;
+}
+
+static enum status write_tensors(struct upcycling *u)
+{
+    for (long i = 0; i < u->list.n; i++) {
+        const struct param *p = &u->list.item[i];
+        long parent = parent_of(u, p);
+        if (parent < 0) CHECK(p->kind->init == INIT_ROUTER);
+        if (parent < 0) TRY(write_router(u, p));
+        else if (p->expert < 0 || u->o->method == UPCYCLE_COPY) TRY(write_copy(u, p, parent));
+        else TRY(write_changed(u, p, parent));
+    }
+    return folder_writer_copy(u->w, u->from->path);
+}
+
+static enum status write_folder(struct upcycling *u, const char *to)
+{
+    struct tensor_plan *plan;
+    long n;
+    TRY(tensor_plan_of(&plan, &n, &u->c, u->c.dtype));
+    enum status status = folder_writer_open(&u->w, to, &u->c, plan, n, 0, false);
+    free(plan);
+    TRY(status);
+    double megabytes = (double)u->list.elements * (double)dtype_size(u->c.dtype) / 1e6;
+    u->progress = progress_start("upcycle", "MB", megabytes);
+    status = write_tensors(u);
+    progress_end(&u->progress, NULL);
+    if (status == OK) return folder_writer_commit(u->w);
+    folder_writer_abort(u->w);
+    return status;
+}
+
+// ---- what was asked for ----
+
+static enum status set_config(struct config *c, const struct model_folder *from, const struct upcycle_options *o)
+{
+    char *text;
+    *c = from->config;
+    if (c->E > 0)
+        return fail(ERR_FORMAT, "%s: has %ld experts already (upcycling starts from a dense model)", from->path, c->E);
+    if (o->K > o->E)
+        return fail(ERR_CONFIG, "--moe-router-topk %ld: there are only --num-experts %ld experts", o->K, o->E);
+    c->E = o->E;
+    c->K = o->K;
+    c->arch = o->arch == ARCH_SKYWORK && o->K != 2 ? ARCH_SKYMOE : o->arch;
+    c->gate_norm_std = o->gate_norm_std;
+    c->quant = QUANT_NONE;
+    TRY(config_write(&text, c)); // can that architecture say it?
+    free(text);
+    return OK;
+}
+
+static enum status measure_similarity(double *similarity, const struct upcycling *u, const char *to)
+{
+    for (long l = 0; l < u->c.L; l++) similarity[l] = 1; // of copies, which are equal byte for byte
+    if (u->o->method == UPCYCLE_COPY) return OK;
+    struct model_folder written;
+    TRY(model_folder_open(&written, to));
+    enum status status = folder_similarity(similarity, &written);
+    model_folder_close(&written);
+    return status;
+}
+
+static enum status upcycle_into(struct upcycle_result *r, struct upcycling *u, const char *to)
+{
+    u->values = malloc(CHUNK * sizeof *u->values);
+    u->random = malloc(CHUNK * sizeof *u->random);
+    u->converted = malloc(CHUNK * sizeof(float));
+    u->dropped = malloc((size_t)u->c.F * sizeof *u->dropped);
+    r->similarity = malloc((size_t)u->c.L * sizeof *r->similarity);
+    if (!u->values || !u->random || !u->converted || !u->dropped || !r->similarity)
+        return fail(ERR_MEMORY, "memory: refused while upcycling (free some memory)");
+    TRY(write_folder(u, to));
+    return measure_similarity(r->similarity, u, to);
+}
+
+enum status upcycle(struct upcycle_result *r, const struct model_folder *from, const char *to,
+                    const struct upcycle_options *o, bool dry_run)
+{
+    struct upcycling u = {.from = from, .o = o, .k = kernels_for(F32), .dropped_layer = -1};
+    struct upcycle_result result = {0};
+    TRY(set_config(&u.c, from, o));
+    TRY(param_list_of(&u.list, &u.c));
+    result.params_total = config_params_total(&u.c);
+    result.params_active = config_params_active(&u.c);
+    result.output_bytes = u.list.elements * dtype_size(u.c.dtype);
+    enum status status = dry_run ? OK : upcycle_into(&result, &u, to);
+    param_list_free(&u.list);
+    free(u.values);
+    free(u.random);
+    free(u.converted);
+    free(u.dropped);
+    if (status == OK) *r = result;
+    else free(result.similarity);
+    return status;
+}
