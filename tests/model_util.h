@@ -199,8 +199,14 @@ static UNUSED void expect_same_bits(const char *what, const void *a, const void 
 static UNUSED int tests_start(void **state)
 {
     (void)state;
-    if (kernels_init(1) != OK) return -1;
-    return 0;
+    return kernels_init(1) == OK ? 0 : -1;
+}
+
+// For what holds bit for bit with the reference kernels only.
+static UNUSED int tests_start_reference(void **state)
+{
+    (void)state;
+    return setenv("SKYMOE_KERNELS", "ref", 1) == 0 && kernels_init(1) == OK ? 0 : -1;
 }
 
 #endif
