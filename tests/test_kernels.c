@@ -1,15 +1,23 @@
 // Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with one
 // thread against all threads (same bits), and each override of this machine against the reference, called twice for
 // the same bits. `test_kernels NAME` runs one entry.
-#include "kernel_cases_products.h"
+#include "kernel_cases_attention.h"
+#include "kernel_cases_moe.h"
+#include "kernel_cases_rows.h"
 
 static const struct {
     const char *name;
     kernel_case *run;
 } cases[] = {
 #define CASE(entry) {#entry, case_##entry}
+    CASE(copy), CASE(to_host), CASE(from_host), CASE(zero), CASE(cast), CASE(fill), CASE(init_normal),
     CASE(matmul_nt), CASE(matmul_nt_acc), CASE(matmul_nn), CASE(matmul_tn), CASE(grouped_nt), CASE(grouped_nn),
     CASE(grouped_tn), CASE(router_nt), CASE(router_nn), CASE(router_tn),
+    CASE(embed), CASE(embed_backward), CASE(add), CASE(rmsnorm), CASE(rmsnorm_backward), CASE(rmsnorm_backward_weight),
+    CASE(rope_angles), CASE(rope), CASE(attention), CASE(attention_backward), CASE(kv_store), CASE(attention_paged),
+    CASE(gate), CASE(gate_backward), CASE(gate_sums), CASE(gate_statistics), CASE(route), CASE(permute), CASE(combine),
+    CASE(swiglu), CASE(swiglu_backward), CASE(expert_similarity), CASE(cross_entropy), CASE(kl_divergence),
+    CASE(adamw), CASE(sum_squares), CASE(sum), CASE(amax),
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 

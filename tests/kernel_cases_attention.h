@@ -1,0 +1,143 @@
+// Cases of attention over a batch of sequences and over KV pages.
+#ifndef SKYMOE_TESTS_KERNEL_CASES_ATTENTION_H
+#define SKYMOE_TESTS_KERNEL_CASES_ATTENTION_H
+
+#include "kernel_check.h"
+
+static const struct attention_shape attention_shapes[] = { // B S H G C window scale
+    {0, 5, 2, 1, 8, 0, 0.35},    {2, 0, 2, 1, 8, 0, 0.35},    {1, 1, 1, 1, 2, 0, 0.7},     {2, 17, 4, 2, 8, 0, 0.35},
+    {1, 65, 3, 1, 16, 0, 0.25},  {2, 130, 2, 2, 64, 0, 0.125}, {1, 70, 4, 4, 80, 0, 0.11}, {3, 33, 6, 2, 6, 5, 0.4},
+    {1, 200, 2, 1, 128, 0, 0.09}, {1, 140, 2, 1, 32, 1, 0.18}, {1, 150, 3, 3, 10, 70, 0.3},
+};
+enum { ATTENTION_SHAPES = sizeof attention_shapes / sizeof attention_shapes[0] };
+
+// Document starts: one document, then (odd shapes of `documents`) new ones at random places.
+static int *in_starts(struct check *c, const struct attention_shape *s, bool documents)
+{
+    int *start = in_values(c, INT, s->B * s->S);
+    for (long b = 0; b < s->B; b++)
+        for (long i = 0, from = 0; i < s->S; i++) {
+            if (documents && i && draw_below(c, 20) == 0) from = i;
+            start[b * s->S + i] = (int)from;
+        }
+    return start;
+}
+
+// bf16 kernels may round probabilities to bf16 before they multiply: half a step of the largest value.
+static double attention_eps(const struct check *c)
+{
+    return c->k->el == BF16 || c->exact == BF16 ? 0x1p-8 : 64 * c->eps_acc;
+}
+
+static void describe_attention(struct check *c, const struct attention_shape *s, bool documents)
+{
+    seal(c, "B %ld S %ld H %ld G %ld C %ld window %ld%s", s->B, s->S, s->H, s->G, s->C, s->window,
+         documents ? " documents" : "");
+}
+
+static bool case_attention(struct check *c, long shape)
+{
+    if (shape >= 2 * ATTENTION_SHAPES) return false;
+    struct attention_shape s = attention_shapes[shape / 2];
+    long T = s.B * s.S;
+    void *qkv = in_el(c, T * (s.H + 2 * s.G) * s.C);
+    int *start = in_starts(c, &s, shape % 2);
+    void *o = out(c, "o", (int)c->k->el, T * s.H * s.C,
+                  (struct bound){.relative = c->eps_el, .absolute = 2 * attention_eps(c)});
+    void *lse = out(c, "lse", (int)c->k->acc, T * s.H, (struct bound){.absolute = 64 * c->eps_acc});
+    describe_attention(c, &s, shape % 2);
+    c->k->attention(o, lse, qkv, start, s);
+    return true;
+}
+
+static bool case_attention_backward(struct check *c, long shape)
+{
+    if (shape >= 2 * ATTENTION_SHAPES) return false;
+    struct attention_shape s = attention_shapes[shape / 2];
+    long T = s.B * s.S, row = (s.H + 2 * s.G) * s.C;
+    void *qkv = in_el(c, T * row), *d_o = in_el(c, T * s.H * s.C);
+    int *start = in_starts(c, &s, shape % 2);
+    void *o = in_values(c, (int)c->k->el, T * s.H * s.C), *lse = in_values(c, (int)c->k->acc, T * s.H);
+    c->ref->attention(o, lse, qkv, start, s);
+    void *dqkv = out(c, "dqkv", (int)c->k->el, T * row,
+                     (struct bound){.relative = c->eps_el, .of_max = attention_eps(c)});
+    describe_attention(c, &s, shape % 2);
+    c->k->attention_backward(dqkv, d_o, qkv, o, lse, start, s);
+    return true;
+}
+
+// ---- pages ----
+
+static const long paged_shapes[][7] = { // T sequences longest H G C window
+    {0, 1, 1, 2, 1, 8, 0},     {1, 1, 1, 1, 1, 2, 0},     {1, 1, 100, 4, 2, 16, 0},  {17, 3, 63, 6, 3, 10, 0},
+    {65, 5, 130, 2, 2, 64, 0}, {33, 2, 129, 2, 1, 80, 7}, {9, 2, 300, 2, 1, 128, 40}, {40, 4, 33, 3, 1, 6, 16},
+};
+enum { PAGED_SHAPES = sizeof paged_shapes / sizeof paged_shapes[0] };
+
+// Pages in shuffled order; table entries beyond a sequence's length name no page. `written`: how many of the pages'
+// slots hold numbers; everything later is NaN and must not be read.
+static struct kv_view in_pages(struct check *c, const long *s, bool store)
+{
+    long T = s[0], sequences = s[1], longest = s[2], G = s[4], C = s[5];
+    long stride = (longest + PAGE_TOKENS - 1) / PAGE_TOKENS + 1, pages = sequences * stride;
+    struct bound same = {0};
+    struct kv_view kv = {.table_stride = stride};
+    int *table = in_values(c, INT, pages), *sequence = in_ints(c, T, sequences), *position = in_ints(c, T, longest);
+    long *length = calloc((size_t)sequences, sizeof *length), n = pages * PAGE_TOKENS * G * C;
+    assert_non_null(length);
+    for (long t = 0; t < T; t++) {
+        if (store) { // rows of one call go to different places
+            sequence[t] = (int)(t % sequences);
+            position[t] = (int)(t / sequences);
+        }
+        if (position[t] >= length[sequence[t]]) length[sequence[t]] = position[t] + 1;
+    }
+    if (store) {
+        kv.k = in_out(c, "k", (int)c->k->el, c->exact, n, same);
+        kv.v = in_out(c, "v", (int)c->k->el, c->exact, n, same);
+    } else {
+        kv.k = in_el(c, n);
+        kv.v = in_el(c, n);
+    }
+    for (long i = 0; i < pages; i++) {
+        long page = (i * 7 + 3) % pages, at = i % stride * PAGE_TOKENS, have = length[i / stride] - at;
+        while (pages % 7 == 0 && page != i) page = i; // 7 must not divide for a permutation
+        table[i] = have > 0 ? (int)page : 1 << 30;
+        for (long j = 0; j < PAGE_TOKENS * G * C && !store; j++)
+            if (j / (G * C) >= have) {
+                put(kv.k, (int)c->k->el, page * PAGE_TOKENS * G * C + j, NAN);
+                put(kv.v, (int)c->k->el, page * PAGE_TOKENS * G * C + j, NAN);
+            }
+    }
+    free(length);
+    kv.table = table;
+    kv.sequence = sequence;
+    kv.position = position;
+    return kv;
+}
+
+static bool case_kv_store(struct check *c, long shape)
+{
+    if (shape >= PAGED_SHAPES) return false;
+    const long *s = paged_shapes[shape];
+    void *qkv = in_el(c, s[0] * (s[3] + 2 * s[4]) * s[5]);
+    struct kv_view kv = in_pages(c, s, true);
+    seal(c, "T %ld sequences %ld G %ld C %ld", s[0], s[1], s[4], s[5]);
+    c->k->kv_store(kv, qkv, s[0], s[3], s[4], s[5]);
+    return true;
+}
+
+static bool case_attention_paged(struct check *c, long shape)
+{
+    if (shape >= PAGED_SHAPES) return false;
+    const long *s = paged_shapes[shape];
+    void *qkv = in_el(c, s[0] * (s[3] + 2 * s[4]) * s[5]);
+    struct kv_view kv = in_pages(c, s, false);
+    void *o = out(c, "o", (int)c->k->el, s[0] * s[3] * s[5],
+                  (struct bound){.relative = c->eps_el, .absolute = 2 * attention_eps(c)});
+    seal(c, "T %ld sequences %ld longest %ld H %ld G %ld C %ld window %ld", s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
+    c->k->attention_paged(o, qkv, kv, s[0], s[3], s[4], s[5], s[6], 1 / sqrt((double)s[5]));
+    return true;
+}
+
+#endif

@@ -1,0 +1,294 @@
+// Cases of gating, routing, expert rows, and the losses over the vocabulary.
+#ifndef SKYMOE_TESTS_KERNEL_CASES_MOE_H
+#define SKYMOE_TESTS_KERNEL_CASES_MOE_H
+
+#include <limits.h>
+
+#include "kernel_check.h"
+
+static const long gate_shapes[][3] = { // T E K
+    {0, 4, 2}, {1, 2, 1}, {3, 2, 2}, {17, 5, 2}, {65, 8, 2}, {130, 16, 2}, {63, 16, 6}, {20, 65, 3}, {40, 128, 8},
+};
+static const double gate_lambdas[] = {1, 0, 0.5, 2};
+enum { GATE_SHAPES = sizeof gate_shapes / sizeof gate_shapes[0], GATES = GATE_SHAPES * 4 };
+
+// Logits: random; every third row small integers, so ties; every fifth all equal.
+static void fill_logits(struct check *c, void *z, long T, long E)
+{
+    for (long t = 0; t < T; t++)
+        for (long e = 0; e < E; e++) {
+            double x = (double)(float)(3 * draw(c));
+            put(z, (int)c->k->acc, t * E + e, t % 5 == 4 ? 0.75 : t % 3 == 2 ? floor(x) : x);
+        }
+}
+
+static bool case_gate(struct check *c, long shape)
+{
+    if (shape >= 2 * GATES) return false;
+    const long *s = gate_shapes[shape % GATE_SHAPES];
+    long T = s[0], E = s[1], K = s[2];
+    double lambda = gate_lambdas[shape / GATE_SHAPES % 4];
+    struct bound b = {.relative = 64 * c->eps_acc, .absolute = 4 * c->eps_acc};
+    int type = (int)c->k->acc;
+    void *bias = shape >= GATES ? in_acc(c, E) : NULL;
+    void *z = in_out(c, "z", type, F32, T * E, b);
+    fill_logits(c, z, T, E);
+    void *g = out(c, "g", type, T * E, b), *inv_std = out(c, "inv_std", type, T, b);
+    void *weight = out(c, "weight", type, T * K, b);
+    int *expert = out(c, "expert", INT, T * K, (struct bound){0});
+    seal(c, "T %ld E %ld K %ld lambda %g%s", T, E, K, lambda, bias ? " bias" : "");
+    c->k->gate(g, inv_std, expert, weight, z, bias, lambda, T, E, K);
+    return true;
+}
+
+static bool case_gate_backward(struct check *c, long shape)
+{
+    if (shape >= 3 * GATES) return false;
+    const long *s = gate_shapes[shape % GATE_SHAPES];
+    long T = s[0], E = s[1], K = s[2], how = shape / GATES; // dg: none, one group, groups of 7 tokens
+    long group = how == 2 ? 7 : T ? T : 1, groups = (T + group - 1) / group;
+    double lambda = gate_lambdas[shape / GATE_SHAPES % 4];
+    int type = (int)c->k->acc;
+    void *z = in_acc(c, T * E), *g = in_values(c, type, T * E), *inv_std = in_values(c, type, T);
+    int *expert = in_values(c, INT, T * K);
+    void *weight = in_values(c, type, T * K), *dweight = in_acc(c, T * K);
+    void *dg = how ? in_acc(c, groups * E) : NULL;
+    fill_logits(c, z, T, E);
+    c->ref->gate(g, inv_std, expert, weight, z, NULL, lambda, T, E, K);
+    double *m = magnitudes(T * E);
+    for (long i = 0; i < T * E; i++) m[i] = 4 * (lambda ? acc_at(c, inv_std, i / E) : 1);
+    void *dz = out(c, "dz", type, T * E, (struct bound){.relative = 64 * c->eps_acc, .absolute = 16 * c->eps_acc,
+                                                        .magnitude = m});
+    seal(c, "T %ld E %ld K %ld lambda %g, %ld groups", T, E, K, lambda, how ? groups : 0);
+    c->k->gate_backward(dz, dweight, dg, g, inv_std, z, expert, weight, lambda, group, T, E, K);
+    return true;
+}
+
+// Probabilities of T tokens over E experts.
+static void *in_probabilities(struct check *c, long T, long E)
+{
+    void *g = in_values(c, (int)c->k->acc, T * E);
+    for (long t = 0; t < T; t++) {
+        double sum = 0, p[256];
+        for (long e = 0; e < E; e++) sum += p[e] = exp(2 * draw(c));
+        for (long e = 0; e < E; e++) put(g, (int)c->k->acc, t * E + e, (double)(float)(p[e] / sum));
+    }
+    return g;
+}
+
+static bool case_gate_sums(struct check *c, long shape)
+{
+    if (shape >= 2 * GATE_SHAPES) return false;
+    long T = gate_shapes[shape / 2][0], E = gate_shapes[shape / 2][1], group = shape % 2 || !T ? 7 : T;
+    void *g = in_probabilities(c, T, E);
+    void *sum = out(c, "sum", (int)c->k->acc, (T + group - 1) / group * E,
+                    (struct bound){.relative = (2 + 0.5 * sqrt((double)group)) * c->eps_acc});
+    seal(c, "T %ld E %ld group %ld", T, E, group);
+    c->k->gate_sums(sum, g, group, T, E);
+    return true;
+}
+
+static bool case_gate_statistics(struct check *c, long shape)
+{
+    if (shape >= GATE_SHAPES + 1) return false;
+    long T = shape == GATE_SHAPES ? 1000 : gate_shapes[shape][0], E = shape == GATE_SHAPES ? 8 : gate_shapes[shape][1];
+    void *g = in_probabilities(c, T, E);
+    void *sum = out(c, "statistics", F64, 3, (struct bound){.relative = 64 * c->eps_acc});
+    seal(c, "T %ld E %ld", T, E);
+    c->k->gate_statistics(sum, g, T, E);
+    return true;
+}
+
+static const long route_shapes[][4] = { // T E K pattern: 0 any, 1 all on expert 0 first, 2 upper half empty
+    {0, 4, 2, 0}, {1, 2, 1, 0}, {3, 3, 2, 0}, {17, 5, 2, 2}, {65, 8, 2, 0}, {130, 16, 2, 0}, {63, 4, 4, 0}, {200, 8, 2, 1},
+    {400, 8, 1, 1}, {130, 65, 3, 2},
+};
+enum { ROUTE_SHAPES = sizeof route_shapes / sizeof route_shapes[0] };
+
+// K different experts for each token.
+static int *in_experts(struct check *c, long T, long E, long K, long pattern)
+{
+    int *expert = in_values(c, INT, T * K);
+    long limit = pattern == 2 && E / 2 >= K ? E / 2 : E;
+    for (long t = 0; t < T; t++)
+        for (long k = 0; k < K; k++) {
+            bool again = true;
+            while (again) {
+                expert[t * K + k] = pattern == 1 && k == 0 ? 0 : (int)draw_below(c, limit);
+                again = false;
+                for (long j = 0; j < k; j++) again |= expert[t * K + j] == expert[t * K + k];
+            }
+        }
+    return expert;
+}
+
+static bool case_route(struct check *c, long shape)
+{
+    if (shape >= ROUTE_SHAPES * 8) return false;
+    const long *s = route_shapes[shape % ROUTE_SHAPES];
+    long T = s[0], E = s[1], K = s[2], how = shape / ROUTE_SHAPES;
+    long capacities[] = {0, 1, (11 * K * T + 10 * E - 1) / (10 * E), LONG_MAX}, capacity = capacities[how / 2];
+    enum drop_policy policy = how % 2 ? DROP_POSITION : DROP_PROBS;
+    struct bound same = {0};
+    int *expert = in_experts(c, T, E, K, s[3]);
+    void *g = in_values(c, (int)c->k->acc, T * E); // few values, so many ties
+    for (long i = 0; i < T * E; i++) put(g, (int)c->k->acc, i, (double)draw_below(c, 6) / 8);
+    int *source = out(c, "source", INT, T * K, same), *row = out(c, "row", INT, T * K, same);
+    long *first = out(c, "first", LONG, E + 1, same), *count = out(c, "count", LONG, E, same);
+    long *R = out(c, "R", LONG, 1, same);
+    seal(c, "T %ld E %ld K %ld capacity %ld %s", T, E, K, capacity, policy == DROP_PROBS ? "probs" : "position");
+    *R = c->k->route(source, row, first, count, expert, g, capacity, policy, T, E, K);
+    return true;
+}
+
+// ---- rows of experts ----
+
+static const long expert_shapes[][4] = { // T K D (or F), how many of 10 assignments are kept
+    {0, 2, 16, 10}, {1, 1, 1, 10}, {3, 2, 17, 8}, {17, 2, 63, 9}, {65, 2, 130, 7}, {33, 6, 64, 10}, {20, 3, 65, 0}, {64, 2, 96, 9},
+};
+enum { EXPERT_SHAPES = sizeof expert_shapes / sizeof expert_shapes[0] };
+
+// A routing: row[t*K + k] or -1, and source[r] in shuffled order. Returns R.
+static long in_rows(struct check *c, int **row, int **source, long T, long K, long kept)
+{
+    long R = 0, n = T * K;
+    *row = in_values(c, INT, n);
+    *source = in_values(c, INT, n);
+    for (long i = 0; i < n; i++) (*source)[i] = 0;
+    for (long i = 0; i < n; i++) {
+        (*row)[i] = -1;
+        if (draw_below(c, 10) < kept) (*source)[R++] = (int)i;
+    }
+    for (long r = R - 1; r > 0; r--) {
+        long other = draw_below(c, r + 1);
+        int swap = (*source)[r];
+        (*source)[r] = (*source)[other];
+        (*source)[other] = swap;
+    }
+    for (long r = 0; r < R; r++) (*row)[(*source)[r]] = (int)r;
+    return R;
+}
+
+static bool case_permute(struct check *c, long shape)
+{
+    if (shape >= EXPERT_SHAPES) return false;
+    long T = expert_shapes[shape][0], K = expert_shapes[shape][1], D = expert_shapes[shape][2];
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, expert_shapes[shape][3]);
+    void *x = in_el(c, T * D), *rows = out(c, "rows", (int)c->k->el, R * D, (struct bound){0});
+    seal(c, "T %ld K %ld D %ld R %ld", T, K, D, R);
+    c->k->permute(rows, x, source, R, K, D);
+    return true;
+}
+
+static bool case_combine(struct check *c, long shape)
+{
+    if (shape >= 5 * EXPERT_SHAPES) return false;
+    const long *s = expert_shapes[shape % EXPERT_SHAPES];
+    long T = s[0], K = s[1], D = s[2], how = shape / EXPERT_SHAPES; // residual: given, given, NULL, NULL, in place
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, s[3]);
+    struct bound b = {.relative = c->eps_el, .absolute = (double)(8 * (K + 2)) * c->eps_acc};
+    void *rows = in_el(c, R * D), *extra = how == 1 || how == 2 || how == 4 ? in_acc(c, T * D) : NULL;
+    void *residual = how < 2 ? in_el(c, T * D) : how == 4 ? in_out(c, "y", (int)c->k->el, c->exact, T * D, b) : NULL;
+    void *y = how == 4 ? residual : out(c, "y", (int)c->k->el, T * D, b);
+    seal(c, "T %ld K %ld D %ld R %ld,%s%s%s", T, K, D, R, residual ? " residual" : "", extra ? " extra" : "",
+         how == 4 ? " in place" : "");
+    c->k->combine(y, residual, extra, rows, row, T, K, D);
+    return true;
+}
+
+static void *in_ab(struct check *c, long R, long F)
+{
+    void *ab = in_random(c, (int)c->k->el, c->exact, R * 2 * F, 2);
+    static const double extreme[] = {0, -30, 30, -90, 90, -1.28125};
+    for (long i = 0; i < 6 && 2 * i < R * F; i++) put(ab, (int)c->k->el, 2 * i, extreme[i]);
+    return ab;
+}
+
+static bool case_swiglu(struct check *c, long shape)
+{
+    if (shape >= 2 * EXPERT_SHAPES) return false;
+    const long *s = expert_shapes[shape % EXPERT_SHAPES];
+    long T = s[0], K = s[1], F = s[2];
+    bool dense = shape >= EXPERT_SHAPES;
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, s[3]);
+    void *ab = in_ab(c, R, F), *weight = dense ? NULL : in_acc(c, T * K);
+    void *h = out(c, "h", (int)c->k->el, R * F, (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 1e-30});
+    seal(c, "R %ld F %ld%s", R, F, dense ? " dense" : "");
+    c->k->swiglu(h, ab, weight, dense ? NULL : source, R, F);
+    return true;
+}
+
+static bool case_swiglu_backward(struct check *c, long shape)
+{
+    if (shape >= 2 * EXPERT_SHAPES) return false;
+    const long *s = expert_shapes[shape % EXPERT_SHAPES];
+    long T = s[0], K = s[1], F = s[2];
+    bool dense = shape >= EXPERT_SHAPES;
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, s[3]);
+    void *dh = in_el(c, R * F), *ab = in_ab(c, R, F), *weight = dense ? NULL : in_acc(c, T * K);
+    void *dweight = NULL; // dropped ones keep what they had
+    if (!dense) dweight = in_out(c, "dweight", (int)c->k->acc, F32, T * K, (struct bound){.of_max = 16 * c->eps_acc});
+    void *dab = out(c, "dab", (int)c->k->el, R * 2 * F,
+                    (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 64 * c->eps_acc});
+    seal(c, "R %ld F %ld%s", R, F, dense ? " dense" : "");
+    c->k->swiglu_backward(dab, dweight, dh, ab, weight, dense ? NULL : source, R, F);
+    return true;
+}
+
+static bool case_expert_similarity(struct check *c, long shape)
+{
+    static const long shapes[][3] = {{1, 1, 10}, {2, 1, 1}, {3, 2, 65}, {8, 2, 130}, {5, 3, 20000}, {16, 1, 257}};
+    if (shape >= 6) return false;
+    long E = shapes[shape][0], parts = shapes[shape][1], n[3];
+    struct tensor w[3];
+    for (long i = 0; i < parts; i++) {
+        n[i] = shapes[shape][2] + 3 * i;
+        w[i] = (struct tensor){in_el(c, E * n[i]), NULL, c->k->el};
+        for (long j = 0; j < E * n[i] && shape % 2; j++) // alike, half of it
+            put(w[i].data, (int)c->k->el, j, el_at(c, w[i].data, j % (n[i] / 2 + 1)));
+    }
+    double *similarity = out(c, "similarity", F64, 1, (struct bound){.absolute = 64 * c->eps_acc});
+    seal(c, "E %ld, %ld parts", E, parts);
+    *similarity = c->k->expert_similarity(w, n, parts, E);
+    return true;
+}
+
+// ---- head ----
+
+static const long head_shapes[][2] = {{0, 5}, {1, 1}, {3, 17}, {17, 63}, {5, 65}, {33, 130}, {4, 5003}};
+enum { HEAD_SHAPES = sizeof head_shapes / sizeof head_shapes[0] };
+
+static bool case_cross_entropy(struct check *c, long shape)
+{
+    if (shape >= 3 * HEAD_SHAPES) return false;
+    long T = head_shapes[shape % HEAD_SHAPES][0], V = head_shapes[shape % HEAD_SHAPES][1], how = shape / HEAD_SHAPES;
+    void *logits = in_random(c, (int)c->k->acc, F32, T * V, how == 2 ? 40 : 2); // 2: confident
+    int *target = in_ints(c, T, V);
+    for (long t = 0; t < T; t += 4) target[t] = -1;
+    void *loss = out(c, "loss", (int)c->k->acc, T, (struct bound){.relative = 4 * c->eps_acc,
+                                                                  .absolute = (how == 2 ? 1000 : 64) * c->eps_acc});
+    void *dlogits = how == 1 ? NULL : out(c, "dlogits", (int)c->k->el, T * V,
+                                          (struct bound){.relative = c->eps_el + 128 * c->eps_acc, .absolute = c->eps_acc});
+    seal(c, "T %ld V %ld%s", T, V, how == 1 ? " loss only" : how == 2 ? " confident" : "");
+    c->k->cross_entropy(loss, dlogits, logits, target, 0.125, T, V);
+    return true;
+}
+
+static bool case_kl_divergence(struct check *c, long shape)
+{
+    if (shape >= 2 * HEAD_SHAPES) return false;
+    long T = head_shapes[shape / 2][0], V = head_shapes[shape / 2][1];
+    void *p = in_acc(c, T * V), *q = in_acc(c, T * V);
+    for (long i = 0; i < T * V && shape % 2; i++) // nearly equal
+        put(q, (int)c->k->acc, i, (double)(float)(acc_at(c, p, i) * 1.01));
+    void *kl = out(c, "kl", (int)c->k->acc, T, (struct bound){.relative = 64 * c->eps_acc, .absolute = 16 * c->eps_acc});
+    seal(c, "T %ld V %ld%s", T, V, shape % 2 ? " nearly equal" : "");
+    c->k->kl_divergence(kl, p, q, T, V);
+    return true;
+}
+
+#endif
