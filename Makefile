@@ -14,6 +14,15 @@ OBJECTS := $(SOURCES:%.c=$(OUT)/%.o) $(patsubst %.cc,$(OUT)/%.o,$(wildcard src/*
 MAIN := $(OUT)/src/cli/main.o
 LIBRARY := $(OUT)/libskymoe.a
 TESTS := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/test_*.c))
+FUZZERS := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+# The other builds: each is this Makefile again with another compiler or other flags.
+CHECKED = -fno-omit-frame-pointer -fno-sanitize-recover=undefined -DSKYMOE_TEST_FAULTS
+ASAN = OUT=build/asan MODE="-O1 -g" EXTRA="-fsanitize=address,undefined $(CHECKED)"
+FUZZ = OUT=build/fuzz MODE="-O1 -g" CC=clang CXX=clang++ OPENMP= \
+    EXTRA="-fsanitize=fuzzer-no-link,address,undefined $(CHECKED)"
+CLANG = OUT=build/clang MODE=-O1 CC=clang CXX=clang++ OPENMP= EXTRA="-Werror -Wshorten-64-to-32 -Wcomma -Wconditional-uninitialized \
+    -Wunreachable-code-aggressive -Wnewline-eof -Wextra-semi -Wmissing-variable-declarations -Wundef"
 
 all: $(OUT)/skymoe  ## the program, build/skymoe
 
@@ -35,12 +44,47 @@ $(OUT)/%.o: %.cc
 $(OUT)/tests/test_%: $(OUT)/tests/test_%.o $(LIBRARY)
 	$(CXX) $(MODE) $(OPENMP) $(EXTRA) -o $@ $^ $(LIBS) -lcmocka
 
+$(OUT)/tests/fuzz/%: $(OUT)/tests/fuzz/%.o $(LIBRARY)
+	$(CXX) $(MODE) $(EXTRA) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
+objects: $(OBJECTS) $(TESTS:%=%.o)
+fuzzers: $(FUZZERS)
+
+test: $(OUT)/skymoe $(TESTS)  ## every test program
+	@SKYMOE=$(OUT)/skymoe tests/run.sh $(TESTS)
+
+asan:  ## every test program with AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) $(ASAN) test
+
+clang:  ## compiles everything with clang, warnings are errors
+	@$(MAKE) $(CLANG) objects
+
+lint:  ## rules that no compiler checks: who includes whom, what is allowed where
+	@tools/lint.sh
+
+fuzz:  ## feeds every parser damaged input, FUZZ_SECONDS=30 each
+	@$(MAKE) $(FUZZ) fuzzers
+	@tests/fuzz/run.sh build/fuzz/tests/fuzz
+
+mutate: all  ## breaks the code on purpose and sees the tests catch it
+	@tests/mutations/run.sh
+
+bench: all  ## speed of kernels, training and decoding beside the machine's peaks
+	@$(OUT)/skymoe bench
+
+demo: all  ## the whole main job on real text; DEMO_SIZE=tiny for a minute's version
+	@SKYMOE=$(OUT)/skymoe tools/demo.sh
+
+ci:  ## what has to pass before a change is taken
+	@tools/ci.sh
+
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 clean:  ## removes build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d) $(TESTS:%=%.d)
-.PHONY: all help clean
+-include $(OBJECTS:.o=.d) $(TESTS:%=%.d) $(FUZZERS:%=%.d)
+.PHONY: all objects fuzzers test asan clang lint fuzz mutate bench demo ci help clean
+export DEMO_SIZE DEMO_DIR DEMO_SEED FUZZ_SECONDS
 .SECONDARY:

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/decimal.h"
 #include "base/files.h"
 
 enum { BUFFER_BYTES = 1 << 20 };
@@ -34,7 +35,7 @@ static bool write_allowed(void)
     long failing = first_failing;
 #ifdef SKYMOE_TEST_FAULTS
     const char *text = getenv("SKYMOE_FAIL_WRITE");
-    if (failing == 0 && text) failing = atol(text);
+    if (failing == 0 && text && !long_parse(&failing, text)) failing = 0;
 #endif
     if (failing > 0 && count >= failing) errno = ENOSPC;
     return !(failing > 0 && count >= failing);
