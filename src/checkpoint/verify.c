@@ -51,6 +51,8 @@ enum status folder_verify(const char *path)
     char checksums[PATH_LENGTH];
     cJSON *json;
     TRY(path_join(checksums, path, "checksums.json"));
+    if (!path_exists(checksums))
+        return fail(ERR_IO, "%s: has no checksums.json (only folders that skymoe wrote can be verified)", path);
     TRY(json_read(&json, checksums, CHECKSUMS_LIMIT));
     enum status status = verify_files(path, json, checksums);
     cJSON_Delete(json);

@@ -1,0 +1,127 @@
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/log.h"
+#include "cli/command.h"
+#include "train/upcycle.h"
+
+static struct options {
+    const char *model, *output, *method, *arch;
+    long E, K;
+    double router_std, gate_norm_std, noise, drop;
+    bool dry_run;
+} options;
+
+#define AT(field) offsetof(struct options, field)
+enum { GATE_NORM_STD = 7, NOISE = 8, DROP = 9, ROWS = 11 };
+static const struct setting rows[ROWS] = {
+    {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL, "dense model folder (or a run: its newest checkpoint)"},
+    {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "folder to write"},
+    {"num-experts", SETTING_LONG, AT(E), "8", 2, 4096, NULL, "experts of each layer"},
+    {"moe-router-topk", SETTING_LONG, AT(K), "2", 1, 64, NULL, "experts of each token"},
+    {"method", SETTING_CHOICE, AT(method), "copy", 0, 0, "copy|noise|drop",
+     "copy: experts equal the dense FFN; noise: plus noise; drop: some columns are redrawn"},
+    {"arch", SETTING_CHOICE, AT(arch), "skywork", 0, 0, "skywork|mixtral", "layout of the folder"},
+    {"moe-router-init-std", SETTING_REAL, AT(router_std), "0.01", 1e-9, 100, NULL, "standard deviation of the router"},
+    [GATE_NORM_STD] = {"moe-gate-norm-std", SETTING_REAL, AT(gate_norm_std), "1", 0, 1000, NULL,
+                       "gating logit normalisation, 0: off (always off with --arch mixtral)"},
+    [NOISE] = {"noise-scale", SETTING_REAL, AT(noise), "0.1", 0, 100, NULL,
+               "method noise: its standard deviation in units of each tensor's own"},
+    [DROP] = {"drop-ratio", SETTING_REAL, AT(drop), "0.5", 0, 1, NULL,
+              "method drop: fraction of intermediate columns redrawn"},
+    {"dry-run", SETTING_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "only tell what would be written"},
+};
+static const struct settings settings = {
+    .command = "upcycle",
+    .summary = "turns a dense model into a mixture of experts",
+    .usage = "--model DIR --output DIR",
+    .row = rows,
+    .n = ROWS,
+    .options = &options,
+};
+
+static enum status check_options(const bool *set)
+{
+    if (!options.model) return fail(ERR_CONFIG, "--model: is missing (name a dense model folder)");
+    if (!options.output && !options.dry_run) return fail(ERR_CONFIG, "--output: is missing (name a folder to write)");
+    if (options.K > options.E)
+        return fail(ERR_CONFIG, "--moe-router-topk %ld: there are only %ld experts (--num-experts)", options.K, options.E);
+    if (set[NOISE] && strcmp(options.method, "noise") != 0)
+        return fail(ERR_CONFIG, "--noise-scale: has no meaning with --method %s", options.method);
+    if (set[DROP] && strcmp(options.method, "drop") != 0)
+        return fail(ERR_CONFIG, "--drop-ratio: has no meaning with --method %s", options.method);
+    return OK;
+}
+
+static void print_people(const struct upcycle_result *r, long L)
+{
+    printf("parameters %.3f M, of which %.3f M active\n", (double)r->params_total / 1e6, (double)r->params_active / 1e6);
+    printf("%s %.3f GB of weights\n", options.dry_run ? "would write" : "wrote", (double)r->output_bytes / 1e9);
+    if (!r->similarity) return;
+    double least = r->similarity[0], most = r->similarity[0];
+    for (long l = 1; l < L; l++) {
+        if (r->similarity[l] < least) least = r->similarity[l];
+        if (r->similarity[l] > most) most = r->similarity[l];
+    }
+    printf("expert similarity %.4f to %.4f over %ld layers\n%s\n", least, most, L, options.output);
+}
+
+static enum status print_json(const struct upcycle_result *r, long L)
+{
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_put_long(&o, "params_total", r->params_total);
+    json_put_long(&o, "params_active", r->params_active);
+    json_put_long(&o, "output_bytes", r->output_bytes);
+    json_begin(&o, "expert_similarity", '[');
+    for (long l = 0; l < L && r->similarity; l++) json_put_real(&o, NULL, r->similarity[l]);
+    json_end(&o, ']');
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) printf("%s\n", o.text);
+    json_out_free(&o);
+    return status;
+}
+
+static enum status upcycle_folder(const struct model_folder *from, const bool *set, const struct common_options *common)
+{
+    bool mixtral = strcmp(options.arch, "mixtral") == 0;
+    struct upcycle_options o = {
+        .method = strcmp(options.method, "copy") == 0    ? UPCYCLE_COPY
+                  : strcmp(options.method, "noise") == 0 ? UPCYCLE_NOISE : UPCYCLE_DROP,
+        .E = options.E,
+        .K = options.K,
+        .arch = mixtral ? ARCH_MIXTRAL : ARCH_SKYWORK,
+        .gate_norm_std = mixtral && !set[GATE_NORM_STD] ? 0 : options.gate_norm_std,
+        .router_std = options.router_std,
+        .noise = options.noise,
+        .drop = options.drop,
+        .seed = common->seed,
+    };
+    struct upcycle_result r;
+    TRY(upcycle(&r, from, options.output, &o, options.dry_run));
+    enum status status = OK;
+    if (common->json) status = print_json(&r, from->config.L);
+    else print_people(&r, from->config.L);
+    free(r.similarity);
+    return status;
+}
+
+static enum status run(int argc, char **argv)
+{
+    static struct model_folder from;
+    struct common_options common;
+    bool done, set[ROWS];
+    TRY(command_start(&settings, &common, set, &done, argc, argv));
+    if (done) return OK;
+    TRY(check_options(set));
+    TRY(model_folder_open(&from, options.model));
+    enum status status = upcycle_folder(&from, set, &common);
+    model_folder_close(&from);
+    return status;
+}
+
+const struct command command_upcycle = {.name = "upcycle", .run = run, .settings = &settings};
