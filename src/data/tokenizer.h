@@ -11,7 +11,9 @@ struct tokenizer {
     void *model;     // SentencePieceProcessor
     long pieces;
     int bos, eos, unk, pad; // -1: none
-    short *piece_bytes;     // [pieces] bytes of text each id stands for (0: control)
+    short *piece_bytes;     // [pieces] bytes of text each id stands for (0: control and unknown)
+    bool dummy_prefix;      // encoding puts a space before the text: its ids sum to one byte more than the text has
+    bool parts;             // encoding word by word gives the same ids (no piece reaches across a single space)
 };
 
 // `path`: a tokenizer.model, or a folder holding one. ERR_IO, ERR_FORMAT (also for a folder that has tokenizer.json only).
@@ -27,18 +29,26 @@ MUST_USE enum status tokenizer_decode(char **text, long *bytes, const struct tok
 MUST_USE enum status tokenizer_decode_next(char **more, long *shown, const struct tokenizer *t, const int *ids, long n);
 
 // Trains byte-fallback BPE (Llama conventions: identity normalisation, dummy prefix, digits split, unk 0, bos 1, eos 2) on
-// UTF-8 text files and writes PREFIX.model. Reproducible for the same input.
+// the lines of UTF-8 texts and writes the model to `path`. At most TOKENIZER_SAMPLE_BYTES are used: lines drawn by a
+// counter-based choice. 0.9995 of all characters get a piece of their own, but never more than half of the vocabulary (the rest is
+// spelled in bytes). The same texts give the same bytes. ERR_CONFIG when the texts are too small for the vocabulary.
+enum { TOKENIZER_SAMPLE_BYTES = 10 << 20 };
+struct text {
+    const char *data;
+    long bytes;
+};
 struct tokenizer_training {
-    const char *const *file; // plain text, one sentence-like line each
-    long files;
+    const struct text *text;
+    long texts;
     long vocab_size;
     long threads;
-    const char *prefix;
+    const char *path;
 };
 MUST_USE enum status tokenizer_train(const struct tokenizer_training *t);
 
 // Writes into `folder` what makes transformers' AutoTokenizer load it: tokenizer.model, tokenizer_config.json,
 // special_tokens_map.json, generation_config.json; or copies these files from another folder as they are.
+// model_file NULL: tokenizer.model is there already.
 MUST_USE enum status tokenizer_write_folder(const char *folder, const char *model_file, const struct tokenizer *t);
 MUST_USE enum status tokenizer_copy_folder(const char *to, const char *from); // those that exist; none is fine
 
