@@ -85,12 +85,14 @@ static long row_find(const struct parser *p, const char *name, long length)
     return -1;
 }
 
-static const char *row_nearest(const struct parser *p, const char *name)
+static const char *row_nearest(const struct parser *p, const char *name, bool switches_only)
 {
     const char *names[ROWS_MAX];
     long n = 0;
-    for (long i = 0; i < rows_n(p); i++)
-        if (row_at(p, i)) names[n++] = row_at(p, i)->name;
+    for (long i = 0; i < rows_n(p); i++) {
+        const struct setting *r = row_at(p, i);
+        if (r && (r->type == SETTING_SWITCH || !switches_only)) names[n++] = r->name;
+    }
     return n ? nearest_word(name, names, n) : "help";
 }
 
@@ -258,7 +260,7 @@ static enum status read_line(struct parser *p, char *line, char *word, const cha
     long i = row_find(p, name, length);
     if (i < 0)
         return fail(p->code, "%s:%ld: unknown setting %.100s (did you mean %s?)", source, number, name,
-                    row_nearest(p, name));
+                    row_nearest(p, name, false));
     if (i >= p->s->n && (strcmp(name, "config") == 0 || strcmp(name, "help") == 0))
         return fail(p->code, "%s:%ld: %s belongs on the command line", source, number, name);
     char object[PATH_LENGTH + 128];
@@ -346,26 +348,26 @@ static enum status option_unknown(const struct parser *p, const char *word)
     char name[128];
     const char *body = word + strspn(word, "-");
     snprintf(name, sizeof name, "%.*s", (int)strcspn(body, "="), body);
-    bool negated = strncmp(name, "no-", 3) == 0;
+    bool negated = strncmp(name, "no-", 3) == 0 && row_find(p, name + 3, (long)strlen(name + 3)) < 0;
     return fail(ERR_CONFIG, "%.*s: unknown option (did you mean --%s%s?)", (int)strcspn(word, "="), word,
-                negated ? "no-" : "", row_nearest(p, negated ? name + 3 : name));
+                negated ? "no-" : "", row_nearest(p, negated ? name + 3 : name, negated));
 }
 
 static enum status give_stray(struct parser *p, const char *word, bool early)
 {
     for (long i = 0; i < p->s->n; i++)
         if (p->s->row[i].type == SETTING_LIST) return early ? OK : give(p, i, word, word);
-    return fail(ERR_CONFIG, "%.200s: a word without an option (did you mean --%s?)", word, row_nearest(p, word));
+    return fail(ERR_CONFIG, "%.200s: a word without an option (did you mean --%s?)", word, row_nearest(p, word, false));
 }
 
-static enum status give_option(struct parser *p, const struct option *options, int code, bool early)
+static enum status give_option(struct parser *p, const struct option *options, int code, bool own_word, bool early)
 {
     bool negated = code >= NEGATED;
     long i = (negated ? code - NEGATED : code) - 256;
     const struct setting *r = row_at(p, i);
     char object[256];
     snprintf(object, sizeof object, "--%s", r->name);
-    if (optarg && r->type != SETTING_SWITCH && option_known(options, optarg))
+    if (own_word && option_known(options, optarg))
         return fail(ERR_CONFIG, "%s: needs a value, but %.100s follows (write %s=%.100s if that is meant)", object, optarg,
                     object, optarg);
     if (i >= p->s->n && r->type == SETTING_TEXT && early && p->touched[i])
@@ -395,7 +397,7 @@ static enum status read_arguments(struct parser *p, int argc, char **argv, bool 
         else if (code == ':') return fail(ERR_CONFIG, "%s: needs a value", word);
         else if (code == '?' && word[1] != '-') return option_unknown(p, word);
         else if (code == '?') return fail(ERR_CONFIG, "%.*s: takes no value", (int)strcspn(word, "="), word);
-        else TRY(give_option(p, options, code, early));
+        else TRY(give_option(p, options, code, optarg && optarg == argv[optind - 1], early));
     }
     for (int i = optind; i < argc; i++) TRY(give_stray(p, argv[i], early));
     return OK;
