@@ -113,6 +113,46 @@ static void test_balance(void **state)
     check_balance(AUX_SWITCH, SCOPE_GLOBAL, true, tight);
 }
 
+// Of an expert's assignments, `probs` keeps those with the largest g, `position` those of the earliest tokens.
+static void check_policy(enum drop_policy policy)
+{
+    enum { T = 30 };
+    struct config c = tiny_moe();
+    struct model_options o = training(F32, 1, T);
+    o.rule.capacity = factor(7, 10);
+    o.rule.policy = policy;
+    struct model m;
+    model_start(&m, &c, &o);
+    struct owned_batch batch = batch_make(1, T, c.V, false, false, 9);
+    model_forward_backward(&m, &batch.b, 0.01, 1);
+    const struct moe_saved *s = &m.saved[0].moe;
+    int expert[T * 2], row[T * 2];
+    m.x.k->to_host(expert, s->expert, sizeof expert);
+    m.x.k->to_host(row, s->row, sizeof row);
+    double *g = host_of(m.x.k, s->g, F32, T * c.E);
+    long dropped = 0;
+    for (long i = 0; i < T * 2; i++) {
+        dropped += row[i] < 0;
+        for (long j = 0; j < T * 2; j++) {
+            if (expert[i] != expert[j] || row[i] < 0 || row[j] >= 0) continue; // i is kept, j of that expert is not
+            if (policy == DROP_POSITION) assert_true(i < j);
+            else assert_true(g[i / 2 * c.E + expert[i]] >= g[j / 2 * c.E + expert[j]]);
+        }
+    }
+    printf("  policy %d: %ld of %d dropped\n", policy, dropped, T * 2);
+    assert_true(dropped > 10 && dropped == m.balance[0].dropped);
+    free(g);
+    batch_free(&batch);
+    model_free(&m);
+}
+
+static void test_policies(void **state)
+{
+    (void)state;
+    check_policy(DROP_PROBS);
+    check_policy(DROP_POSITION);
+}
+
 // The loss of a balanced batch is 0 (skywork) or 1 (switch), and everything on one expert is 1 - 1/E and E.
 static void test_extremes(void **state)
 {
@@ -177,6 +217,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_capacity),
         cmocka_unit_test(test_balance),
+        cmocka_unit_test(test_policies),
         cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_gate_norm),
     };

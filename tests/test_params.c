@@ -165,6 +165,12 @@ static void test_recompute_saves_memory(void **state)
     printf("  saved GiB at S 8192: none %.1f, half moe %.1f, moe %.1f, full %.1f\n", (double)none.saved / (1L << 30),
            (double)half.saved / (1L << 30), (double)moe.saved / (1L << 30), (double)full.saved / (1L << 30));
     assert_true(full.saved < moe.saved && moe.saved < half.saved && half.saved < none.saved);
+    long of_layers = full.scratch;
+    c.L = 1;
+    OK_OR_FAIL(model_measure(&full, &c, &o));
+    assert_int_equal(full.scratch, of_layers); // all layers drop to one place
+    c.L = 52;
+    OK_OR_FAIL(model_measure(&full, &c, &o));
     long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 2 * 4 * 4);
     assert_true(full.saved >= kept && full.saved < kept + 52 * 16 * 64);
 }
