@@ -100,8 +100,8 @@ static bool case_gate_statistics(struct check *c, long shape)
 }
 
 static const long route_shapes[][4] = { // T E K pattern: 0 any, 1 all on expert 0 first, 2 upper half empty
-    {0, 4, 2, 0}, {1, 2, 1, 0}, {3, 3, 2, 0}, {17, 5, 2, 2}, {65, 8, 2, 0}, {130, 16, 2, 0}, {63, 4, 4, 0}, {200, 8, 2, 1},
-    {400, 8, 1, 1}, {130, 65, 3, 2},
+    {0, 4, 2, 0}, {1, 2, 1, 0}, {3, 3, 2, 0}, {17, 5, 2, 2}, {65, 8, 2, 0}, {130, 16, 2, 0}, {63, 4, 4, 0},
+    {200, 8, 2, 1}, {400, 8, 1, 1}, {130, 65, 3, 2},
 };
 enum { ROUTE_SHAPES = sizeof route_shapes / sizeof route_shapes[0] };
 
@@ -144,7 +144,8 @@ static bool case_route(struct check *c, long shape)
 // ---- rows of experts ----
 
 static const long expert_shapes[][4] = { // T K D (or F), how many of 10 assignments are kept
-    {0, 2, 16, 10}, {1, 1, 1, 10}, {3, 2, 17, 8}, {17, 2, 63, 9}, {65, 2, 130, 7}, {33, 6, 64, 10}, {20, 3, 65, 0}, {64, 2, 96, 9},
+    {0, 2, 16, 10}, {1, 1, 1, 10}, {3, 2, 17, 8}, {17, 2, 63, 9}, {65, 2, 130, 7}, {33, 6, 64, 10},
+    {20, 3, 65, 0}, {64, 2, 96, 9},
 };
 enum { EXPERT_SHAPES = sizeof expert_shapes / sizeof expert_shapes[0] };
 
@@ -215,7 +216,8 @@ static bool case_swiglu(struct check *c, long shape)
     int *row, *source;
     long R = in_rows(c, &row, &source, T, K, s[3]);
     void *ab = in_ab(c, R, F), *weight = dense ? NULL : in_acc(c, T * K);
-    void *h = out(c, "h", (int)c->k->el, R * F, (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 1e-30});
+    void *h = out(c, "h", (int)c->k->el, R * F,
+                  (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 1e-30});
     seal(c, "R %ld F %ld%s", R, F, dense ? " dense" : "");
     c->k->swiglu(h, ab, weight, dense ? NULL : source, R, F);
     return true;
@@ -271,8 +273,8 @@ static bool case_cross_entropy(struct check *c, long shape)
     for (long t = 0; t < T; t += 4) target[t] = -1;
     void *loss = out(c, "loss", (int)c->k->acc, T, (struct bound){.relative = 4 * c->eps_acc,
                                                                   .absolute = (how == 2 ? 1000 : 64) * c->eps_acc});
-    void *dlogits = how == 1 ? NULL : out(c, "dlogits", (int)c->k->el, T * V,
-                                          (struct bound){.relative = c->eps_el + 128 * c->eps_acc, .absolute = c->eps_acc});
+    struct bound b = {.relative = c->eps_el + 128 * c->eps_acc, .absolute = c->eps_acc};
+    void *dlogits = how == 1 ? NULL : out(c, "dlogits", (int)c->k->el, T * V, b);
     seal(c, "T %ld V %ld%s", T, V, how == 1 ? " loss only" : how == 2 ? " confident" : "");
     c->k->cross_entropy(loss, dlogits, logits, target, 0.125, T, V);
     return true;
@@ -285,7 +287,8 @@ static bool case_kl_divergence(struct check *c, long shape)
     void *p = in_acc(c, T * V), *q = in_acc(c, T * V);
     for (long i = 0; i < T * V && shape % 2; i++) // nearly equal
         put(q, (int)c->k->acc, i, (double)(float)(acc_at(c, p, i) * 1.01));
-    void *kl = out(c, "kl", (int)c->k->acc, T, (struct bound){.relative = 64 * c->eps_acc, .absolute = 16 * c->eps_acc});
+    void *kl = out(c, "kl", (int)c->k->acc, T,
+                   (struct bound){.relative = 64 * c->eps_acc, .absolute = 16 * c->eps_acc});
     seal(c, "T %ld V %ld%s", T, V, shape % 2 ? " nearly equal" : "");
     c->k->kl_divergence(kl, p, q, T, V);
     return true;

@@ -18,8 +18,8 @@ static struct bound sum_bound(const struct check *c, long n, bool rounded, doubl
 }
 
 // sum over k of |a[k a_step] b[k b_step]|
-static double absolute_dot(const struct check *c, const void *a, long i, long a_step, const void *b, long j, long b_step,
-                           long n)
+static double absolute_dot(const struct check *c, const void *a, long i, long a_step, const void *b, long j,
+                           long b_step, long n)
 {
     double sum = 0;
     for (long k = 0; k < n; k++) sum += fabs(el_at(c, a, i + k * a_step) * el_at(c, b, j + k * b_step));

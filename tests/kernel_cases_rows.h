@@ -223,7 +223,8 @@ static bool case_adamw(struct check *c, long shape)
     bool own = shape % 2; // p is its own master
     int type = (int)c->k->acc;
     struct bound b = {.relative = 8 * c->eps_acc, .absolute = 2 * c->eps_acc, .of_max = 4 * c->eps_acc};
-    struct bound rounded = {.relative = c->eps_el + 8 * c->eps_acc, .absolute = 2 * c->eps_acc, .of_max = 4 * c->eps_acc};
+    struct bound rounded = b;
+    rounded.relative += c->eps_el;
     void *grad = in_acc(c, n);
     void *m = in_out(c, "m", type, F32, n, b), *v = in_out(c, "v", type, F32, n, b), *master = NULL;
     for (long i = 0; i < n; i++) put(v, type, i, fabs(acc_at(c, v, i)));

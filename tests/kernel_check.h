@@ -1,8 +1,8 @@
 // Runs a kernel's cases with two tables on the same inputs and compares everything they write.
 //
 // A case is a function of (check, shape number): it makes inputs and outputs with the functions below and calls one
-// entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in the narrower
-// type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel adds
+// entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in the
+// narrower type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel adds
 // (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs must come
 // back untouched, and what differs by more than the bound, or is NaN on one side only, fails.
 #ifndef SKYMOE_TESTS_KERNEL_CHECK_H
@@ -96,7 +96,8 @@ static inline uint64_t draw_bits(struct check *c) // splitmix64
 static inline double draw(struct check *c)
 {
     uint64_t x = draw_bits(c);
-    double sum = (double)((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48)) + (double)(x % 997) * 0x1p-10;
+    double sum = (double)((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48));
+    sum += (double)(x % 997) * 0x1p-10; // finer steps
     return (sum * 0x1p-16 - 2) * 1.7320508;
 }
 
@@ -307,8 +308,8 @@ enum comparison {
 // Every shape of a case with tables `k` and `other`, whose inputs are prepared by the references `ref` and `other_ref`.
 // Returns the number of failures; bounds are those of k's type.
 static inline long compare_tables(struct worst *worst, const char *entry, kernel_case *run, const struct kernels *k,
-                                  const struct kernels *ref, const struct kernels *other, const struct kernels *other_ref,
-                                  enum comparison how)
+                                  const struct kernels *ref, const struct kernels *other,
+                                  const struct kernels *other_ref, enum comparison how)
 {
     int exact = k->el == BF16 ? BF16 : F32;
     double eps_el = k->el == BF16 ? 0x1p-7 : k->el == F32 ? 0x1p-23 : 0x1p-52;

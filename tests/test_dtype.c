@@ -1,5 +1,5 @@
-// The 8 and 16 bit formats against their definitions: every bit pattern, and rounding to nearest even at and beside every
-// midpoint of neighbours.
+// The 8 and 16 bit formats against their definitions: every bit pattern, and rounding to nearest even at and beside
+// every midpoint of neighbours.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

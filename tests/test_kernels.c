@@ -1,6 +1,6 @@
-// Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with one
-// thread against all threads (same bits), and each override of this machine against the reference, called twice for
-// the same bits. `test_kernels NAME` runs one entry.
+// Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with
+// one thread against all threads (same bits), and each override of this machine against the reference, called twice
+// for the same bits. `test_kernels NAME` runs one entry.
 #include "kernel_cases_attention.h"
 #include "kernel_cases_moe.h"
 #include "kernel_cases_rows.h"

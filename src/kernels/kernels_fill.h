@@ -1,7 +1,7 @@
 // How the kernel tables are filled, from the plain reference upwards. Private to src/kernels/.
 //
-// Each fill overwrites the entries of `k` that it implements better for element type `el` at `level` and leaves the others
-// alone. kernels_init calls ref_fill, dnnl_fill, x86_fill in this order, with the level that the machine and
+// Each fill overwrites the entries of `k` that it implements better for element type `el` at `level` and leaves the
+// others alone. kernels_init calls ref_fill, dnnl_fill, x86_fill in this order, with the level that the machine and
 // SKYMOE_KERNELS allow; x86_fill also at lower levels, to find out which level an entry comes from.
 #ifndef SKYMOE_KERNELS_KERNELS_FILL_H
 #define SKYMOE_KERNELS_KERNELS_FILL_H

@@ -15,8 +15,8 @@ void *scratch_alloc(long count, long size)
     return p;
 }
 
-// double -> float so that a second rounding to nearest even of fewer bits gives what one rounding would: inexact results
-// get an odd last bit.
+// double -> float so that a second rounding to nearest even of fewer bits gives what one rounding would: inexact
+// results get an odd last bit.
 static float round_to_odd(double d)
 {
     float f = (float)d;
