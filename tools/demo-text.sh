@@ -51,7 +51,7 @@ tidy() {
 page() { # language kind file output
     case $2 in
     html) w3m -dump -cols 1000 -I UTF-8 -O UTF-8 -T text/html "$3" | tidy > "$4" ;;
-    man) zcat "$3" | mandoc -K utf-8 -T utf8 -O width=1000 2> /dev/null | col -bx | sed -e '1d;$d' | tidy > "$4" || : ;;
+    man) zcat "$3" | mandoc -K utf-8 -T utf8 -O width=1000 2> /dev/null | col -bx | sed -e '1d;$d' -e '/^ *\[中文版维护人\]/,$d' -e '/^ *跋/,$d' | tidy > "$4" || : ;;
     esac
 }
 export -f page tidy
