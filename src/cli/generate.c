@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -71,8 +72,8 @@ static enum status on_token(void *user, struct sampled token)
     w->ids[w->n++] = token.token;
     if (!w->stream) return OK;
     TRY(show(w, true));
-    fflush(stdout);
-    return OK;
+    if (fflush(stdout) == 0) return OK;
+    return fail(ERR_IO, "standard output: cannot be written: %s", strerror(errno)); // nobody reads any more
 }
 
 // The text after the prompt. The prompt is decoded with it: the first word's space depends on what stands before.
@@ -209,8 +210,8 @@ static enum status read_prompt(int **ids, long *n, const struct tokenizer *t)
 {
     if (options.prompt_ids) return ids_parse(ids, n, options.prompt_ids, "--prompt-ids");
     if (strcmp(options.prompt, "-")) return encode(ids, n, t, options.prompt, (long)strlen(options.prompt));
-    char *text;
-    long bytes;
+    char *text = NULL;
+    long bytes = 0;
     TRY(read_stdin(&text, &bytes));
     enum status status = encode(ids, n, t, text, bytes);
     free(text);

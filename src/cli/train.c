@@ -1,7 +1,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/json.h"
 #include "cli/command.h"
@@ -55,9 +54,6 @@ static enum status run(int argc, char **argv)
     CHECK(set);
     enum status status = command_start(&train_settings_given, &common, set, &done, argc, argv);
     if (status == OK && !done) {
-        for (long i = 0; i < train_rows_n; i++)
-            if (!strcmp(train_rows[i].name, "eval-interval"))
-                train_given.eval_required = set[i] && train_given.eval_interval;
         catch_signals();
         status = trainer_open(&trainer, &train_given, set);
         if (status == OK) {

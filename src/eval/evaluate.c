@@ -74,27 +74,14 @@ static enum status walk_next(struct batch *b, struct walk *w, struct buffers *bu
 
 // ---- loss ----
 
-// Bytes that encoding puts before a text's first word (Llama's tokenizers write " a" for "a").
-static enum status prefix_bytes(long *bytes, const struct tokenizer *t)
-{
-    int *ids;
-    long n;
-    TRY(tokenizer_encode(&ids, &n, t, "a", 1));
-    *bytes = -1;
-    for (long i = 0; i < n; i++) *bytes += t->piece_bytes[ids[i]];
-    if (*bytes < 0) *bytes = 0;
-    free(ids);
-    return OK;
-}
-
-static long text_bytes(const struct batch *b, const struct tokenizer *t, long prefix)
+// Bytes of text that the scored targets stand for.
+static long text_bytes(const struct batch *b, const struct tokenizer *t)
 {
     long sum = 0;
     for (long i = 0; i < b->B * b->S; i++) {
         if (b->target[i] < 0 || b->target[i] >= t->pieces) continue;
         long bytes = t->piece_bytes[b->target[i]];
-        if (b->token[i] == t->bos && bytes >= prefix) bytes -= prefix;
-        sum += bytes;
+        sum += bytes - (t->dummy_prefix && b->token[i] == t->bos && bytes > 0); // the space that encoding puts first
     }
     return sum;
 }
@@ -104,15 +91,13 @@ static enum status add_losses(struct evaluation *e, double *nats, struct model *
 {
     struct walk w;
     struct batch b;
-    long prefix = 0;
-    if (t) TRY(prefix_bytes(&prefix, t));
     TRY(walk_start(&w, l, max_tokens));
     for (;;) {
         TRY(walk_next(&b, &w, buffers, m->o.B, m->c.V));
         if (b.B == 0) return OK;
         *nats += model_loss(m, &b, NULL);
         for (long i = 0; i < b.B * b.S; i++) e->tokens += b.target[i] >= 0;
-        if (t) e->bytes += text_bytes(&b, t, prefix);
+        if (t) e->bytes += text_bytes(&b, t);
     }
 }
 

@@ -13,7 +13,8 @@ struct inference {
 };
 
 // path: a model folder or a run's folder (its newest checkpoint). rows: most tokens of one forward. positions 0: as
-// many as rows; beyond max_position_embeddings is ERR_CONFIG. The struct must stay where it is. On failure nothing is held.
+// many as rows; beyond max_position_embeddings is ERR_CONFIG. The struct must stay where it is. On failure nothing is
+// held.
 MUST_USE enum status inference_open(struct inference *i, const char *path, long rows, long positions);
 // The same with the tokenizer's absence an error that says why text cannot be handled.
 MUST_USE enum status inference_need_tokenizer(const struct inference *i);

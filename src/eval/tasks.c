@@ -127,8 +127,8 @@ static enum status answer(struct tasks *tasks, struct inference *i, struct kv_ca
                           const char *fallback, const char *where)
 {
     struct question q;
-    struct task *task;
-    const char *name;
+    struct task *task = NULL;
+    const char *name = NULL;
     long best = 0;
     double highest = -INFINITY;
     TRY(read_question(&q, line, where));
@@ -136,7 +136,7 @@ static enum status answer(struct tasks *tasks, struct inference *i, struct kv_ca
     if (strlen(name) >= TASK_NAME) return fail(ERR_FORMAT, "%s: task has more than %d bytes", where, TASK_NAME - 1);
     TRY(task_of(&task, tasks, name));
     for (long c = 0; c < q.choices; c++) {
-        double value;
+        double value = 0;
         TRY(score(&value, i, kv, q.prompt, q.choice[c], where));
         if (!(value > highest)) continue;
         highest = value;

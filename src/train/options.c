@@ -119,6 +119,11 @@ static long row_of(const char *name)
     return -1;
 }
 
+bool train_option_given(const bool *set, const char *name)
+{
+    return !set || set[row_of(name)];
+}
+
 enum status train_options_check(const struct train_options *o)
 {
     int starts = (o->model != NULL) + (o->init != NULL) + o->resume;
@@ -198,23 +203,18 @@ enum status train_options_resume(struct train_options *o, const bool *set, const
 
 // ---- defaults that depend on the model ----
 
-static bool was_given(const bool *set, const char *name)
-{
-    return !set || set[row_of(name)];
-}
-
 static enum status resolve_shape(struct train_options *o, const bool *set, struct config *c)
 {
     const char *made_of = o->model ? o->model : o->init ? o->init : o->output;
-    if (!was_given(set, "num-experts")) o->num_experts = c->E;
+    if (!train_option_given(set, "num-experts")) o->num_experts = c->E;
     if (!o->model && o->num_experts != c->E)
         return fail(ERR_CONFIG, "--num-experts %ld: %s has %ld (leave it out, or make another model with upcycle)",
                     o->num_experts, made_of, c->E);
-    if (!was_given(set, "moe-router-topk")) o->topk = c->K ? c->K : o->num_experts ? 2 : 0;
+    if (!train_option_given(set, "moe-router-topk")) o->topk = c->K ? c->K : o->num_experts ? 2 : 0;
     if (!o->model && o->topk != c->K)
         return fail(ERR_CONFIG, "--moe-router-topk %ld: %s has %ld (leave it out)", o->topk, made_of, c->K);
     bool becomes_moe = !c->E && o->num_experts;
-    if (!was_given(set, "moe-gate-norm-std")) o->gate_norm_std = becomes_moe ? 1.0 : c->gate_norm_std;
+    if (!train_option_given(set, "moe-gate-norm-std")) o->gate_norm_std = becomes_moe ? 1.0 : c->gate_norm_std;
 
     if (o->num_experts == 1)
         return fail(ERR_CONFIG, "--num-experts 1: one expert is a dense model (use 0, or at least 2)");
@@ -229,8 +229,7 @@ static enum status resolve_shape(struct train_options *o, const bool *set, struc
     c->E = o->num_experts;
     c->K = o->num_experts ? o->topk : 0;
     c->gate_norm_std = o->num_experts ? o->gate_norm_std : 0;
-    if (becomes_moe || c->arch == ARCH_SKYWORK || c->arch == ARCH_SKYMOE)
-        if (c->arch != ARCH_MIXTRAL && c->E) c->arch = c->K == 2 ? ARCH_SKYWORK : ARCH_SKYMOE;
+    if (c->E && c->arch != ARCH_MIXTRAL) c->arch = c->K == 2 ? ARCH_SKYWORK : ARCH_SKYMOE;
     return OK;
 }
 
@@ -247,19 +246,19 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
     }
     bool none = !strcmp(o->aux_loss, "none"), is_switch = !strcmp(o->aux_loss, "switch");
     double weaker = is_switch && c->E ? 2.0 / (double)c->E : 1; // its gradient is E/2 times skywork's
-    if (!was_given(set, "moe-aux-loss-adaptive")) o->aux_adaptive = !none && !is_switch;
+    if (!train_option_given(set, "moe-aux-loss-adaptive")) o->aux_adaptive = !none && !is_switch;
     if (none && o->aux_adaptive)
         return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss none leaves nothing to adapt (leave it out)");
-    if (!was_given(set, "moe-aux-loss-coeff")) o->aux_coeff = none ? 0 : 0.01 * weaker;
-    if (!was_given(set, "moe-aux-loss-xi")) o->aux_xi = 0.2 * weaker;
+    if (!train_option_given(set, "moe-aux-loss-coeff")) o->aux_coeff = none ? 0 : 0.01 * weaker;
+    if (!train_option_given(set, "moe-aux-loss-xi")) o->aux_xi = 0.2 * weaker;
     return OK;
 }
 
 enum status train_options_resolve(struct train_options *o, const bool *set, struct config *c)
 {
-    if (!was_given(set, "min-lr")) o->min_lr = o->lr / 10;
-    if (!was_given(set, "dtype")) o->dtype = c->dtype == F32 ? "f32" : "bf16";
-    if (!was_given(set, "seq-length")) o->S = c->max_positions < 512 ? c->max_positions : 512;
+    if (!train_option_given(set, "min-lr")) o->min_lr = o->lr / 10;
+    if (!train_option_given(set, "dtype")) o->dtype = c->dtype == F32 ? "f32" : "bf16";
+    if (!train_option_given(set, "seq-length")) o->S = c->max_positions < 512 ? c->max_positions : 512;
     if (o->S > c->max_positions)
         return fail(ERR_CONFIG, "--seq-length %ld: the model has max_position_embeddings %ld (use at most that)", o->S,
                     c->max_positions);

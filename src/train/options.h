@@ -25,7 +25,7 @@ struct train_options {
     long recompute_layers;
     double memory_limit_gib;
     long save_interval, keep, eval_interval, eval_tokens, log_interval;
-    bool eval_required; // --eval-interval was given: validation data must exist
+    bool eval_required; // --eval-interval was given: validation data must exist. Set by trainer_open, no row
 
     long num_experts, topk;
     double router_init_std, gate_norm_std;
@@ -39,6 +39,7 @@ struct train_options {
 
 extern const struct setting train_rows[];
 extern const long train_rows_n;
+bool train_option_given(const bool *set, const char *name); // set NULL: yes
 struct settings train_settings(struct train_options *o);
 extern struct train_options train_given; // the command line's
 extern const struct settings train_settings_given;
@@ -51,7 +52,8 @@ MUST_USE enum status train_options_check(const struct train_options *o);
 MUST_USE enum status train_options_resume(struct train_options *o, const bool *set, const char *text, const char *path);
 
 // Fills what was not given from the model's shape and applies the shape options (--num-experts ...) to c; then
-// every field holds the value that is used, and c is what the checkpoints will say. `set` NULL: all were given (resume).
+// every field holds the value that is used, and c is what the checkpoints will say. `set` NULL: all were given, as on
+// resume.
 MUST_USE enum status train_options_resolve(struct train_options *o, const bool *set, struct config *c);
 
 struct model_options train_model_options(const struct train_options *o);

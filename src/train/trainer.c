@@ -23,8 +23,8 @@ static enum status check_folder(const struct train_options *o)
         char path[PATH_LENGTH];
         TRY(path_join(path, o->output, traces[i]));
         if (path_exists(path))
-            return fail(ERR_CONFIG,
-                        "--output %s: already holds a run (continue it with --resume, or name another folder)", o->output);
+            return fail(ERR_CONFIG, "--output %s: already holds a run (%s, or name another folder)", o->output,
+                        i == 0 ? "continue it with --resume" : "it has no checkpoint yet: remove it");
     }
     return OK;
 }
@@ -89,7 +89,8 @@ static enum status check_memory(const struct trainer *t, const struct model_opti
              (double)b.saved / gib, (double)b.scratch / gib);
     if (t->o.memory_limit_gib > 0 && planned > t->o.memory_limit_gib)
         return fail(ERR_CONFIG, "--memory-limit-gib %g: %.2f GiB are planned, %.2f GiB too much (use a smaller "
-                    "micro-batch or --recompute full)", t->o.memory_limit_gib, planned, planned - t->o.memory_limit_gib);
+                    "micro-batch or --recompute full)", t->o.memory_limit_gib, planned,
+                    planned - t->o.memory_limit_gib);
     return OK;
 }
 
@@ -221,6 +222,7 @@ static enum status open_new(struct trainer *t, const bool *set)
 static enum status open_all(struct trainer *t, const bool *set)
 {
     TRY(train_options_check(&t->o));
+    t->o.eval_required = t->o.eval_interval && train_option_given(set, "eval-interval");
     TRY(t->o.resume ? open_resumed(t, set) : open_new(t, set));
     record_start(t);
     return make_run_folder(t);
@@ -291,6 +293,7 @@ enum status trainer_run(struct trainer *t)
         if (t->evaluates && !stop && (last || step % t->o.eval_interval == 0)) TRY(trainer_evaluate(t));
         if (last || stop || (t->o.save_interval && step % t->o.save_interval == 0)) TRY(trainer_save(t));
         if (stop) {
+            stop_requested = 0;
             log_line("stopped at step %ld of %ld as asked (go on with --resume)", step, t->o.train_steps);
             break;
         }

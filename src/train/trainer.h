@@ -1,6 +1,6 @@
 // The training loop. A step is: samples -> micro-batches forward and backward -> gradient norm -> AdamW -> balance ->
-// one row of metrics. Nothing that a step computes depends on time, on evaluations or on where checkpoints were taken, so
-// n + n steps give the bits of 2n.
+// one row of metrics. Nothing that a step computes depends on time, on evaluations or on where checkpoints were taken,
+// so n + n steps give the bits of 2n.
 #ifndef SKYMOE_TRAIN_TRAINER_H
 #define SKYMOE_TRAIN_TRAINER_H
 
@@ -46,8 +46,8 @@ struct trainer {
     long started_step;
 };
 
-// Reads model, data and, with --resume, the newest checkpoint; makes the run folder. `set` tells which options were given.
-// Everything is checked before anything large is reserved or written. On failure nothing is held.
+// Reads model, data and, with --resume, the newest checkpoint; makes the run folder. `set` tells which options were
+// given. Everything is checked before anything large is reserved or written. On failure nothing is held.
 MUST_USE enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set);
 void trainer_close(struct trainer *t);
 

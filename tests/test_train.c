@@ -1,0 +1,488 @@
+// The training loop: it learns, it logs what it does, it resumes bit for bit, it skips and stops in order.
+#include "train_util.h"
+
+#define MOE_RUN                                                                                                        \
+    "--micro-batch-size", "2", "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0", "--lr", "3e-3", \
+        "--lr-warmup-steps", "3"
+
+// ---- learning ----
+
+static double mean_loss(const struct rows *r, long from, long to)
+{
+    double sum = 0;
+    for (long i = from; i < to; i++) sum += number(r->row[i], "loss");
+    return sum / (double)(to - from);
+}
+
+// Random tokens cannot be predicted; only remembering them brings the loss down.
+static void test_overfits(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    struct dataset_writer w;
+    int token[33];
+    OK_OR_FAIL(dataset_writer_open(&w, at("poem_train"), TINY_V));
+    for (int i = 0; i < 33; i++) token[i] = i == 0 ? 1 : i == 32 ? 2 : 3 + (int)(rng_bits(5, 5, (uint64_t)i) % 50);
+    OK_OR_FAIL(dataset_writer_add(&w, token, 33));
+    OK_OR_FAIL(dataset_writer_commit(&w));
+    OK_OR_FAIL(OPEN(&t, "--data", at("poem"), "--model", at("moe.json"), "--output", at("poem-run"), "--train-steps", "150",
+                    "--micro-batch-size", "4", "--global-batch-size", "4", "--seq-length", "16", "--lr", "1e-2",
+                    "--lr-warmup-steps", "10", "--moe-capacity-factor", "0", "--weight-decay", "0", "--save-interval", "0"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    struct rows r = read_rows(at("poem-run"), "loss");
+    assert_int_equal(r.n, 150);
+    double first = mean_loss(&r, 0, 1), last = mean_loss(&r, 140, 150);
+    printf("  loss %.4f -> %.4f\n", first, last);
+    assert_true(fabs(first - log(TINY_V)) < 0.2);
+    assert_true(last < 0.2);
+    free_rows(&r);
+}
+
+// ---- what is logged ----
+
+static void check_row(const cJSON *row, long step, const cJSON *before, double xi, double beta, double most)
+{
+    assert_int_equal((long)number(row, "step"), step);
+    assert_int_equal((long)number(row, "tokens"), step * 6 * 16);
+    const cJSON *layers = cJSON_GetObjectItemCaseSensitive(row, "layers");
+    assert_int_equal(cJSON_GetArraySize(layers), 2);
+    double aux = 0;
+    for (int l = 0; l < 2; l++) {
+        const cJSON *layer = cJSON_GetArrayItem(layers, l);
+        const cJSON *counts = cJSON_GetObjectItemCaseSensitive(layer, "tokens_per_expert");
+        double alpha = number(layer, "aux_coeff"), sum = 0, largest = 0;
+        for (int e = 0; e < 4; e++) {
+            double n = cJSON_GetArrayItem(counts, e)->valuedouble;
+            sum += n;
+            if (n > largest) largest = n;
+        }
+        assert_true(sum == 2 * 6 * 16); // K tokens, before dropping
+        assert_true(fabs(number(layer, "overload") - largest * 4 / sum) < 1e-12);
+        assert_true(number(layer, "router_entropy") > 0 && number(layer, "router_entropy") <= log(4) + 1e-6);
+        assert_true(number(layer, "max1_max2") >= 1 && number(layer, "max2_max3") >= 1);
+        aux += alpha * number(layer, "aux_loss");
+        const cJSON *then = before ? cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(before, "layers"), l) : NULL;
+        double wanted = most;
+        if (then) {
+            double pull = xi * number(then, "drop_rate");
+            wanted = beta * number(then, "aux_coeff") + (1 - beta) * (pull < most ? pull : most);
+        }
+        if (!(fabs(alpha - wanted) <= 1e-6 * wanted)) fail_msg("step %ld: alpha %.9g, expected %.9g", step, alpha, wanted);
+    }
+    if (!(fabs(number(row, "aux_loss") - aux) <= 1e-6 * aux)) fail_msg("step %ld: aux_loss", step);
+}
+
+static void test_log(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("log-run"), MOE_RUN, "--train-steps",
+                    "30", "--moe-aux-loss-xi", "0.05", "--moe-aux-loss-beta", "0.9", "--eval-interval", "10",
+                    "--eval-tokens", "300"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    struct rows r = read_rows(at("log-run"), "loss"), e = read_rows(at("log-run"), "eval_loss");
+    assert_int_equal(r.n, 30);
+    double lowest = 1, highest = 0;
+    for (long i = 0; i < r.n; i++) {
+        const cJSON *row = r.row[i];
+        check_row(row, i + 1, i ? r.row[i - 1] : NULL, 0.05, 0.9, 0.01);
+        double alpha = number(cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(row, "layers"), 0), "aux_coeff");
+        if (alpha < lowest) lowest = alpha;
+        if (alpha > highest) highest = alpha;
+        assert_true(cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(row, "skipped")));
+        assert_true(cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(row, "mfu")));
+        assert_true(number(row, "lr") > 0 && number(row, "grad_norm") > 0 && number(row, "tokens_per_s") > 0);
+        assert_true(number(row, "tflops") > 0 && number(row, "rss_bytes") > 0 && number(row, "step_time_s") > 0);
+        assert_true(number(row, "exposed_comm_s") == 0);
+    }
+    printf("  alpha %.6f .. %.6f\n", lowest, highest);
+    assert_true(lowest < 0.8 * highest); // the test would be empty otherwise
+    assert_int_equal(e.n, 3);
+    for (long i = 0; i < e.n; i++) {
+        assert_int_equal((long)number(e.row[i], "step"), 10 * (i + 1));
+        assert_true(fabs(log(number(e.row[i], "eval_ppl")) - number(e.row[i], "eval_loss")) < 1e-9);
+        assert_int_equal((long)number(e.row[i], "eval_tokens"), 300);
+        assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(e.row[i], "expert_similarity")), 2);
+    }
+    free_rows(&r);
+    free_rows(&e);
+    assert_true(path_exists(at("log-run/config.json")) && path_exists(at("log-run/settings.conf")));
+    assert_true(path_exists(at("log-run/step-000030/model.safetensors")) && path_exists(at("log-run/latest")));
+}
+
+// ---- resume ----
+
+static char *file_text(const char *folder, const char *name, long *bytes)
+{
+    char path[PATH_LENGTH], *text;
+    OK_OR_FAIL(path_join(path, folder, name));
+    OK_OR_FAIL(file_read(&text, bytes, path, 1 << 28));
+    return text;
+}
+
+// Every file of two checkpoints, byte by byte; the time spent is the one thing that differs.
+static void same_checkpoints(const char *a, const char *b)
+{
+    static const char *const names[] = {"model.safetensors", "config.json", "generation_config.json",
+                                        "training/optimizer.safetensors"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        long n, m;
+        char *x = file_text(a, names[i], &n), *y = file_text(b, names[i], &m);
+        assert_int_equal(n, m);
+        for (long j = 0; j < n; j++)
+            if (x[j] != y[j]) fail_msg("%s: byte %ld differs", names[i], j);
+        free(x);
+        free(y);
+    }
+    cJSON *state[2];
+    char *text[2];
+    for (int i = 0; i < 2; i++) {
+        long n;
+        char *raw = file_text(i ? b : a, "training/state.json", &n);
+        OK_OR_FAIL(json_parse(&state[i], raw, n, "state.json"));
+        cJSON_DeleteItemFromObjectCaseSensitive(state[i], "seconds");
+        text[i] = cJSON_PrintUnformatted(state[i]);
+        free(raw);
+    }
+    assert_string_equal(text[0], text[1]);
+    for (int i = 0; i < 2; i++) {
+        free(text[i]);
+        cJSON_Delete(state[i]);
+    }
+}
+
+// 2 + 5 steps against 7, where the epoch ends within: bf16, drops, adaptive coefficients, accumulation 3 (and a short
+// micro-batch), another number of checkpoints and evaluations on the way.
+static void resume_equals(const char *scope, const char *aux, const char *model, const char *recompute)
+{
+    static struct trainer t;
+    OK_OR_FAIL(folder_remove(at("whole")));
+    OK_OR_FAIL(folder_remove(at("parts")));
+#define SAME                                                                                                           \
+    "--data", at("few"), "--model", model, "--micro-batch-size", "2", "--global-batch-size", "5", "--seq-length", "16",  \
+        "--lr", "3e-3", "--lr-warmup-steps", "3", "--dtype", "bf16", "--lr-decay-steps", "7", "--moe-aux-loss-scope",    \
+        scope, "--moe-aux-loss", aux, "--moe-aux-loss-adaptive", "--moe-aux-loss-xi", "0.02", "--recompute", recompute
+    OK_OR_FAIL(OPEN(&t, SAME, "--output", at("whole"), "--train-steps", "7", "--eval-interval", "0"));
+    double epochs = 7 * 5 * 16 / (double)t.data.source[0].data.tokens;
+    OK_OR_FAIL(trainer_run(&t));
+    double drops = 0;
+    for (long l = 0; t.model.balance && l < 2; l++) drops += t.result.drop[l];
+    trainer_close(&t);
+    OK_OR_FAIL(OPEN(&t, SAME, "--output", at("parts"), "--train-steps", "2", "--eval-interval", "1", "--save-interval", "1"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    OK_OR_FAIL(OPEN(&t, "--output", at("parts"), "--resume", "--train-steps", "7", "--eval-interval", "0"));
+    assert_int_equal(t.state.step, 2);
+    assert_int_equal(t.state.samples, 10);
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    printf("  %s, %s, recompute %s: %.2f epochs, drop rates sum to %.3f\n", scope, aux, recompute, epochs, drops);
+    assert_true(epochs > 1.2 && epochs != floor(epochs));
+    same_checkpoints(at("whole/step-000007"), at("parts/step-000007"));
+    struct rows a = read_rows(at("whole"), "loss"), b = read_rows(at("parts"), "loss");
+    assert_int_equal(a.n, 7);
+    assert_int_equal(b.n, 7);
+    for (long i = 0; i < 7; i++) {
+        assert_true(number(a.row[i], "loss") == number(b.row[i], "loss"));
+        assert_true(number(a.row[i], "grad_norm") == number(b.row[i], "grad_norm"));
+    }
+    free_rows(&a);
+    free_rows(&b);
+}
+
+static void test_resume(void **state)
+{
+    (void)state;
+    resume_equals("micro", "skywork", at("moe.json"), "none");
+    resume_equals("global", "switch", at("moe.json"), "moe");
+    resume_equals("sequence", "skywork", at("moe.json"), "full");
+    resume_equals("micro", "skywork", at("dense.json"), "none");
+}
+
+// Steps that were logged after the checkpoint are cut from the record, and logged again.
+static void test_resume_after_crash(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("crash"), MOE_RUN, "--train-steps",
+                    "6", "--save-interval", "2"));
+    for (int i = 0; i < 5; i++) {
+        OK_OR_FAIL(trainer_step(&t));
+        if (t.state.step == 4) OK_OR_FAIL(trainer_save(&t));
+    }
+    trainer_close(&t); // as a crash would: step 5 is logged, not saved
+    struct rows before = read_rows(at("crash"), "loss");
+    assert_int_equal(before.n, 5);
+    OK_OR_FAIL(OPEN(&t, "--output", at("crash"), "--resume"));
+    assert_int_equal(t.state.step, 4);
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    struct rows after = read_rows(at("crash"), "loss");
+    assert_int_equal(after.n, 6);
+    for (long i = 0; i < 6; i++) assert_int_equal((long)number(after.row[i], "step"), i + 1);
+    assert_true(number(after.row[4], "loss") == number(before.row[4], "loss"));
+    free_rows(&before);
+    free_rows(&after);
+}
+
+static void test_resume_refused(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN, "--train-steps",
+                    "1"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    assert_int_equal(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "--resume"));
+    assert_int_equal(OPEN(&t, "--output", at("once"), "--resume", "--clip-grad", "3"), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "--clip-grad"));
+    assert_int_equal(OPEN(&t, "--output", at("nowhere"), "--resume"), ERR_IO);
+    OK_OR_FAIL(OPEN(&t, "--output", at("once"), "--resume", "--clip-grad", "1")); // the value it has
+    OK_OR_FAIL(trainer_run(&t)); // nothing left to do
+    assert_int_equal(t.state.step, 1);
+    trainer_close(&t);
+}
+
+// ---- skipping ----
+
+static void poison(struct trainer *t, const char *name, float value)
+{
+    const struct param *p = param_find(&t->model.params, name);
+    assert_non_null(p);
+    t->model.x.k->from_host(p->value.data, &value, sizeof value);
+}
+
+static float value_of(const struct trainer *t, const char *name)
+{
+    float value;
+    t->model.x.k->to_host(&value, param_find(&t->model.params, name)->value.data, sizeof value);
+    return value;
+}
+
+static void test_skips(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    const char *last = "lm_head.weight", *w = "model.layers.1.self_attn.o_proj.weight";
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("skip"), MOE_RUN, "--train-steps",
+                    "20", "--max-skipped", "3", "--dtype", "f32", "--moe-aux-loss-scope", "global", "--save-interval", "1"));
+    OK_OR_FAIL(trainer_step(&t));
+    OK_OR_FAIL(trainer_save(&t));
+    double alpha = t.model.balance[1].alpha, p = t.model.balance[1].global_p[2];
+    float before = value_of(&t, w), good = value_of(&t, last);
+    poison(&t, last, INFINITY);
+    OK_OR_FAIL(trainer_step(&t));
+    assert_true(t.result.skipped && t.result.culprit);
+    assert_int_equal(t.state.step, 2); // the data advances
+    assert_int_equal(t.state.samples, 12);
+    assert_int_equal(t.state.updates, 1);
+    assert_int_equal(t.state.skipped_in_row, 1);
+    assert_true(value_of(&t, w) == before);
+    assert_true(t.model.balance[1].alpha == alpha && t.model.balance[1].global_p[2] == p);
+    OK_OR_FAIL(trainer_step(&t));
+    poison(&t, last, good); // a good step in between: the count begins again
+    OK_OR_FAIL(trainer_step(&t));
+    assert_false(t.result.skipped);
+    assert_int_equal(t.state.updates, 2);
+    assert_int_equal(t.state.skipped_in_row, 0);
+    assert_true(value_of(&t, w) != before);
+    poison(&t, last, NAN);
+    assert_int_equal(trainer_run(&t), ERR_FORMAT);
+    printf("  %s\n", fail_message());
+    assert_non_null(strstr(fail_message(), "step 7: 3 steps in a row"));
+    assert_non_null(strstr(fail_message(), "gradient of model.embed_tokens.weight is not finite"));
+    assert_non_null(strstr(fail_message(), "step-"));
+    assert_int_equal(t.state.step, 7);
+    trainer_close(&t);
+    char path[PATH_LENGTH];
+    OK_OR_FAIL(checkpoint_latest(path, at("skip")));
+    OK_OR_FAIL(folder_verify(path));
+    struct rows r = read_rows(at("skip"), "loss");
+    assert_int_equal(r.n, 7);
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(r.row[1], "skipped")));
+    assert_true(cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(r.row[1], "grad_norm")));
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(r.row[3], "skipped")));
+    free_rows(&r);
+}
+
+// The gradient that is named is the first of the table that is not finite, not just the first of the table.
+static void test_culprit(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    const float nan = NAN;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("culprit"), MOE_RUN, "--train-steps",
+                    "2"));
+    OK_OR_FAIL(trainer_step(&t));
+    assert_null(gradient_not_finite(&t.model));
+    assert_true(isfinite(gradient_norm(&t.model)));
+    const char *name = "model.layers.1.block_sparse_moe.experts.2.w3.weight";
+    const struct param *p = param_find(&t.model.params, name);
+    t.model.x.k->from_host((float *)p->grad + 17, &nan, sizeof nan);
+    assert_string_equal(gradient_not_finite(&t.model), name);
+    assert_false(isfinite(gradient_norm(&t.model)));
+    trainer_close(&t);
+}
+
+static void test_skip_norm(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("dense.json"), "--output", at("spike"), MOE_RUN, "--train-steps",
+                    "9", "--skip-grad-norm", "1e-9", "--max-skipped", "2"));
+    assert_int_equal(trainer_run(&t), ERR_FORMAT);
+    printf("  %s\n", fail_message());
+    assert_non_null(strstr(fail_message(), "--skip-grad-norm"));
+    assert_int_equal(t.state.updates, 0);
+    trainer_close(&t);
+}
+
+// The norm counts every element once; clipping scales what the optimizer sees.
+static void test_norm(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("norm"), MOE_RUN));
+    OK_OR_FAIL(trainer_step(&t));
+    double sum = 0;
+    for (long i = 0; i < t.model.params.n; i++) {
+        const struct param *p = &t.model.params.item[i];
+        long n = p->rows * p->columns;
+        float *g = malloc((size_t)n * sizeof *g);
+        t.model.x.k->to_host(g, p->grad, n * (long)sizeof *g);
+        for (long j = 0; j < n; j++) sum += (double)g[j] * (double)g[j];
+        free(g);
+    }
+    assert_true(fabs(sqrt(sum) / t.result.norm - 1) < 1e-12);
+    trainer_close(&t);
+}
+
+// ---- the rest ----
+
+static void test_stop(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("stop"), MOE_RUN, "--train-steps",
+                    "50", "--save-interval", "0"));
+    trainer_request_stop();
+    OK_OR_FAIL(trainer_run(&t));
+    assert_int_equal(t.state.step, 1);
+    trainer_close(&t);
+    OK_OR_FAIL(OPEN(&t, "--output", at("stop"), "--resume", "--train-steps", "3"));
+    OK_OR_FAIL(trainer_run(&t));
+    assert_int_equal(t.state.step, 3);
+    trainer_close(&t);
+}
+
+// Weights from a folder: the same values, a fresh optimizer and schedule; f32 masters keep what bf16 values lose.
+static void test_init(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("first"), MOE_RUN, "--train-steps",
+                    "3", "--dtype", "f32"));
+    OK_OR_FAIL(trainer_run(&t));
+    const char *w = "model.layers.0.self_attn.k_proj.weight";
+    float value = value_of(&t, w), master;
+    trainer_close(&t);
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--init", at("first/step-000003"), "--output", at("second"), MOE_RUN,
+                    "--train-steps", "3", "--dtype", "bf16"));
+    const struct param *p = param_find(&t.model.params, w);
+    t.model.x.k->to_host(&master, p->master, sizeof master);
+    assert_true(master == value);
+    assert_int_equal(t.state.step, 0);
+    OK_OR_FAIL(trainer_run(&t));
+    assert_int_equal(t.state.updates, 3);
+    trainer_close(&t);
+    assert_int_equal(OPEN(&t, "--data", at("text"), "--init", at("first/step-000003"), "--output", at("third"),
+                          "--num-experts", "6"), ERR_CONFIG);
+}
+
+static void test_memory_limit(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    assert_int_equal(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("limit"), MOE_RUN,
+                          "--memory-limit-gib", "0.0001"), ERR_CONFIG);
+    printf("  %s\n", fail_message());
+    assert_non_null(strstr(fail_message(), "too much"));
+    assert_false(path_exists(at("limit")));
+}
+
+static void test_sources(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    char list[PATH_LENGTH * 2];
+    snprintf(list, sizeof list, "0.75 %s 0.25 %s", at("text"), at("few"));
+    OK_OR_FAIL(OPEN(&t, "--data", list, "--model", at("dense.json"), "--output", at("blend"), "--micro-batch-size", "3",
+                    "--global-batch-size", "8", "--seq-length", "16", "--eval-interval", "0"));
+    OK_OR_FAIL(trainer_step(&t));
+    long count[2] = {0};
+    for (long i = 0; i < 8; i++) count[t.which[i]]++;
+    assert_int_equal(count[0], 6);
+    assert_int_equal(count[1], 2);
+    double whole = (t.result.source_loss[0] * (double)t.source_n[0] + t.result.source_loss[1] * (double)t.source_n[1]) /
+                   (double)(t.source_n[0] + t.source_n[1]);
+    assert_true(fabs(whole - t.result.loss) < 1e-6);
+    trainer_close(&t);
+    struct rows r = read_rows(at("blend"), "source_loss");
+    assert_int_equal(r.n, 1);
+    free_rows(&r);
+}
+
+// Data of a larger vocabulary than the model's is refused in a sentence.
+static void test_wrong_data(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    struct dataset_writer w;
+    int token[64];
+    for (int i = 0; i < 64; i++) token[i] = i == 40 ? TINY_V : 5;
+    OK_OR_FAIL(dataset_writer_open(&w, at("wide_train"), 1000));
+    OK_OR_FAIL(dataset_writer_add(&w, token, 64));
+    OK_OR_FAIL(dataset_writer_commit(&w));
+    OK_OR_FAIL(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("wide-run"), MOE_RUN,
+                    "--train-steps", "3"));
+    assert_int_equal(trainer_run(&t), ERR_FORMAT);
+    assert_non_null(strstr(fail_message(), "holds token 61"));
+    trainer_close(&t);
+    assert_int_equal(OPEN(&t, "--data", at("absent"), "--model", at("dense.json"), "--output", at("absent-run")), ERR_IO);
+    OK_OR_FAIL(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("novalid-run"), "--seq-length",
+                    "16"));
+    assert_false(t.evaluates); // there is no validation part; nobody asked for one
+    trainer_close(&t);
+    assert_int_equal(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("novalid-run2"),
+                          "--eval-interval", "5", "--seq-length", "16"), ERR_IO);
+}
+
+static int set_up(void **state)
+{
+    if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
+    log_quiet(true);
+    write_config("moe.json", true);
+    write_config("dense.json", false);
+    write_data("text_train", 40, 100, 1);
+    write_data("text_valid", 10, 100, 2);
+    write_data("few_train", 6, 80, 3);
+    write_data("few_valid", 3, 80, 4);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_overfits),       cmocka_unit_test(test_log),
+        cmocka_unit_test(test_resume),         cmocka_unit_test(test_resume_after_crash),
+        cmocka_unit_test(test_resume_refused), cmocka_unit_test(test_skips),
+        cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),
+        cmocka_unit_test(test_norm),           cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
+        cmocka_unit_test(test_sources),        cmocka_unit_test(test_wrong_data),
+    };
+    return cmocka_run_group_tests(tests, set_up, remove_temporary);
+}
