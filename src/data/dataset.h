@@ -11,8 +11,9 @@ struct dataset {
     struct file_map bin, idx;
     int token_bytes;          // 2 (u16) or 4 (i32)
     long documents, tokens;
-    const uint8_t *sizes;     // i32[sequences], unaligned
-    const uint8_t *offsets;   // i64[sequences], unaligned
+    long sequences;           // a document may be several of them in foreign files; they lie one behind the other
+    const uint8_t *offsets;   // i64[sequences] byte offsets in .bin, unaligned
+    const uint8_t *first;     // i64[documents + 1] first sequence of each document, unaligned
 };
 // Opens PREFIX.bin and PREFIX.idx and checks every number in them. ERR_IO, ERR_FORMAT.
 MUST_USE enum status dataset_open(struct dataset *d, const char *prefix);
@@ -20,11 +21,14 @@ MUST_USE enum status dataset_parse_idx(struct dataset *d, const uint8_t *idx, lo
                                        const char *name); // the parser alone (fuzzed)
 void dataset_close(struct dataset *d);
 
+// Where a document begins among all tokens; document = documents gives their number.
+long dataset_document_start(const struct dataset *d, long document);
 long dataset_document_tokens(const struct dataset *d, long document);
 // Tokens [from, from + n) of a document, as ints. The range must lie within it.
 void dataset_read(int *token, const struct dataset *d, long document, long from, long n);
 
-// Writer: documents are appended; u16 when vocab < 65500, else i32. Both files appear at commit or not at all.
+// Writer: documents are appended; u16 when vocab < 65500, else i32. Both files appear at commit or not at all; the caller
+// ends with exactly one of commit and abort.
 struct dataset_writer {
     char prefix[PATH_LENGTH];
     struct output bin;

@@ -15,6 +15,7 @@
 struct source {
     struct dataset data;
     double weight;
+    long index;         // in the list: names the source's random stream
     long epoch;         // whose order is in memory; -1: none
     long *start;        // [documents + 1] stream position of each document of the epoch, in permuted order
 };
@@ -23,19 +24,21 @@ struct loader {
     long sources;
     long S, seed;
     bool document_mask;
-    long blend_n;       // samples assigned so far to `blend_count` (the blend is replayed from 0)
+    long blend_n;       // blend_count tells how many of the first blend_n samples came from each source. Going forward
+                        // costs one step a sample; going back replays from 0 (10 ns a sample)
     long *blend_count;  // [sources]
 };
 
 // list: "PREFIX" or "w1 PREFIX1 w2 PREFIX2 ..."; suffix ("_train") is appended to each prefix when PREFIX.idx is absent.
-// shuffle false: documents in stored order (evaluation). ERR_CONFIG for a malformed list, ERR_IO/ERR_FORMAT for the files,
+// ERR_CONFIG for a malformed list, ERR_IO/ERR_FORMAT for the files,
 // ERR_FORMAT when a source has fewer than S+1 tokens.
 MUST_USE enum status loader_open(struct loader *l, const char *list, const char *suffix, long S, long seed,
                                  bool document_mask);
 void loader_close(struct loader *l);
 
 // Sample i (0-based, over the whole run): S tokens, S targets (-1 where document_mask and the target begins another
-// document), positions and starts as in model/batch.h. *which = source index.
+// document), positions and starts as in model/batch.h, except that positions count from the part of the document that
+// lies in the sample (rope is relative, so nothing else changes, and they stay below S). *which = source index.
 MUST_USE enum status loader_sample(struct loader *l, long i, int *token, int *target, int *position, int *start,
                                    long *which);
 
