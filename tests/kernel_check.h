@@ -2,8 +2,8 @@
 //
 // A case is a function of (check, shape number): it makes inputs and outputs with the functions below and calls one
 // entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in the
-// narrower type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel adds
-// (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs must come
+// narrower type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel
+// adds (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs must come
 // back untouched, and what differs by more than the bound, or is NaN on one side only, fails.
 #ifndef SKYMOE_TESTS_KERNEL_CHECK_H
 #define SKYMOE_TESTS_KERNEL_CHECK_H

@@ -122,8 +122,8 @@ static void test_gate_backward(void **state)
         char name[64];
         snprintf(name, sizeof name, "gate, lambda %g%s", a.lambda, a.balance ? ", balance" : "");
         gating_loss(&a);
-        k64.gate_backward(dz, a.dweight, a.balance ? a.dg : NULL, a.g, a.inv_std, a.z, a.expert, a.weight, a.lambda, GROUP,
-                          TOKENS, EXPERTS, CHOSEN);
+        k64.gate_backward(dz, a.dweight, a.balance ? a.dg : NULL, a.g, a.inv_std, a.z, a.expert, a.weight, a.lambda,
+                          GROUP, TOKENS, EXPERTS, CHOSEN);
         expect_gradient(name, a.logits, dz, TOKENS * EXPERTS, gating_loss, &a);
         free(a.logits);
         free(a.dweight);

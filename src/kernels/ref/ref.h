@@ -1,8 +1,8 @@
 // The plain C reference: what every faster kernel is compared with.
 //
 // tensors.c works on any dtype. Everything else is written once, in *.inc files that f32.c, bf16.c and f64.c compile
-// for their types: EL stored element, ACC sums, GET and PUT between them (PUT is the one rounding). Parallel loops run over
-// outputs only, and sums follow an order fixed by the sizes: results do not depend on the number of threads.
+// for their types: EL stored element, ACC sums, GET and PUT between them (PUT is the one rounding). Parallel loops run
+// over outputs only, and sums follow an order fixed by the sizes: results do not depend on the number of threads.
 #ifndef SKYMOE_KERNELS_REF_REF_H
 #define SKYMOE_KERNELS_REF_REF_H
 
