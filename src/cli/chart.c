@@ -88,24 +88,24 @@ static const struct {
     const char *letter;
 } counts[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}};
 
-void number_text(char text[NUMBER_TEXT], double value, enum chart_unit unit)
+void number_text(char text[FIGURE_TEXT], double value, enum chart_unit unit)
 {
     if (!isfinite(value)) {
-        snprintf(text, NUMBER_TEXT, "–");
+        snprintf(text, FIGURE_TEXT, "–");
         return;
     }
     if (unit == UNIT_PERCENT) {
-        snprintf(text, NUMBER_TEXT, "%.3g %%", 100 * value);
+        snprintf(text, FIGURE_TEXT, "%.3g %%", 100 * value);
         return;
     }
     if (unit == UNIT_COUNT) {
         for (int i = 0; i < 4; i++) {
             if (fabs(value) < (i < 3 ? 0.9995 : 9.995) * counts[i].size) continue;
-            snprintf(text, NUMBER_TEXT, "%.3g %s", value / counts[i].size, counts[i].letter);
+            snprintf(text, FIGURE_TEXT, "%.3g %s", value / counts[i].size, counts[i].letter);
             return;
         }
     }
-    snprintf(text, NUMBER_TEXT, "%.4g", value);
+    snprintf(text, FIGURE_TEXT, "%.4g", value);
 }
 
 // ---- axes ----
@@ -165,21 +165,21 @@ static double place(const struct axis *a, double value)
     return a->from + (value - a->low) / (a->high - a->low) * (a->to - a->from);
 }
 
-static void tick_text(char text[NUMBER_TEXT], const struct axis *a, double value)
+static void tick_text(char text[FIGURE_TEXT], const struct axis *a, double value)
 {
     double shown = value * a->factor;
     if (fabs(shown) < 0.5 * a->step * a->factor) {
-        snprintf(text, NUMBER_TEXT, "0");
+        snprintf(text, FIGURE_TEXT, "0");
         return;
     }
-    snprintf(text, NUMBER_TEXT, "%.*f%s", a->decimals, shown, a->suffix);
+    snprintf(text, FIGURE_TEXT, "%.*f%s", a->decimals, shown, a->suffix);
 }
 
 enum { LEFT = 58, RIGHT = 20, TOP = 12, BOTTOM = 30, WIDE = 980, HALF = 480, HIGH_WIDE = 340, HIGH_HALF = 250 };
 
 static void draw_axes(struct markup *m, const struct axis *x, const struct axis *y)
 {
-    char text[NUMBER_TEXT];
+    char text[FIGURE_TEXT];
     markup_print(m, "<g class=\"axis\">");
     long ticks = (long)((y->high - y->low) / y->step + 1.000001);
     for (long i = 0; i < ticks && i < 50; i++) {
@@ -246,7 +246,7 @@ static void draw_line(struct markup *m, const struct chart_line *l, const struct
 static void draw_points(struct markup *m, const struct chart *c, const struct chart_line *l, const struct axis *x,
                         const struct axis *y, long most)
 {
-    char tx[NUMBER_TEXT], ty[NUMBER_TEXT];
+    char tx[FIGURE_TEXT], ty[FIGURE_TEXT];
     long every = l->points ? 1 : (l->n + most - 1) / most;
     markup_print(m, "<g style=\"fill:var(%s)\">", l->color);
     for (long i = l->n - 1; i >= 0; i -= every) {
@@ -396,7 +396,7 @@ void chart_heat(struct markup *m, const struct heat *h)
     double width = h->wide ? WIDE : HALF, left = LEFT, right = width - RIGHT;
     double cell = (right - left) / (double)h->columns, tall = h->rows <= 12 ? 20 : h->rows <= 24 ? 13 : 8;
     double height = TOP + tall * (double)h->rows + BOTTOM, gap = cell > 8 && tall > 8 ? 1 : 0;
-    char text[NUMBER_TEXT];
+    char text[FIGURE_TEXT];
     double range = heat_range(h->value, h->rows * h->columns);
     heat_legend(m, range);
     markup_print(m, "<div class=\"name\">");

@@ -20,8 +20,8 @@ void markup_free(struct markup *m);
 
 // How numbers of an axis read: 0.25; 25 %; 1.5 M.
 enum chart_unit { UNIT_NUMBER, UNIT_PERCENT, UNIT_COUNT };
-enum { NUMBER_TEXT = 32 };
-void number_text(char text[NUMBER_TEXT], double value, enum chart_unit unit); // three or four digits; "-" for NaN
+enum { FIGURE_TEXT = 32 };
+void number_text(char text[FIGURE_TEXT], double value, enum chart_unit unit); // three or four digits; "-" for NaN
 
 struct chart_line {
     const char *label;         // legend and tooltips

@@ -57,9 +57,9 @@ static void curve_free(struct curve *c)
     *c = (struct curve){0};
 }
 
-// At most CURVE_POINTS points of a noisy quantity: the median of the steps around each, with the band that holds eight
-// of ten steps. The window shrinks towards both ends, so the first and last points are hardly pulled aside. steady: the
-// values themselves.
+// At most CURVE_POINTS points of a noisy quantity: the mean of the steps around each without the highest and lowest
+// tenth, and the band that the rest fills. The window shrinks towards both ends, so the first and last points are hardly
+// pulled aside. steady: the values themselves.
 static struct curve smooth(struct page *p, const double *x, const double *y, long n, bool steady)
 {
     long points = n < CURVE_POINTS ? n : CURVE_POINTS, half = steady ? 0 : n / 60;
@@ -72,10 +72,13 @@ static struct curve smooth(struct page *p, const double *x, const double *y, lon
         for (long j = from; j <= to; j++)
             if (isfinite(y[j])) window[k++] = y[j];
         qsort(window, (size_t)k, sizeof *window, by_value);
+        long out = k / 10; // left out on each side, so that a spike moves neither the line nor the band
+        double sum = 0;
+        for (long j = out; j < k - out; j++) sum += window[j];
         c.x[i] = x[at];
-        c.y[i] = k ? (window[(k - 1) / 2] + window[k / 2]) / 2 : NAN;
-        c.low[i] = k ? window[(k - 1) / 10] : NAN;
-        c.high[i] = k ? window[k - 1 - (k - 1) / 10] : NAN;
+        c.y[i] = k ? sum / (double)(k - 2 * out) : NAN;
+        c.low[i] = k ? window[out] : NAN;
+        c.high[i] = k ? window[k - 1 - out] : NAN;
         c.n = i + 1;
     }
     free(window);
@@ -126,7 +129,7 @@ static void rows_chart(struct page *p, const char *title, const char *note, cons
     free(curve);
 }
 
-#define NOTE "Lines: training, median of neighbouring steps; band: eight of ten steps; dots: evaluation."
+#define NOTE "Lines: training, averaged over neighbouring steps; band: eight of ten steps; dots: evaluation."
 
 // Training loss of every run, smoothed, and the measured evaluation points on top.
 static void loss_chart(struct page *p)

@@ -11,7 +11,7 @@
 
 static void put_number(struct page *p, const char *tag, double value, enum chart_unit unit, int decimals)
 {
-    char text[NUMBER_TEXT];
+    char text[FIGURE_TEXT];
     if (isfinite(value) && decimals >= 0)
         snprintf(text, sizeof text, "%.*f", decimals, value);
     else
@@ -19,25 +19,25 @@ static void put_number(struct page *p, const char *tag, double value, enum chart
     markup_print(p->m, "<%s>%s</%s>", tag, text, tag);
 }
 
-static void duration(char text[NUMBER_TEXT], double seconds)
+static void duration(char text[FIGURE_TEXT], double seconds)
 {
     if (!isfinite(seconds))
-        snprintf(text, NUMBER_TEXT, "–");
+        snprintf(text, FIGURE_TEXT, "–");
     else if (seconds < 100)
-        snprintf(text, NUMBER_TEXT, "%.3g s", seconds);
+        snprintf(text, FIGURE_TEXT, "%.3g s", seconds);
     else if (seconds < 6000)
-        snprintf(text, NUMBER_TEXT, "%.3g min", seconds / 60);
+        snprintf(text, FIGURE_TEXT, "%.3g min", seconds / 60);
     else if (seconds < 48 * 3600)
-        snprintf(text, NUMBER_TEXT, "%.3g h", seconds / 3600);
+        snprintf(text, FIGURE_TEXT, "%.3g h", seconds / 3600);
     else
-        snprintf(text, NUMBER_TEXT, "%.4g d", seconds / 86400);
+        snprintf(text, FIGURE_TEXT, "%.4g d", seconds / 86400);
 }
 
 // ---- tables ----
 
 static void runs_table(struct page *p)
 {
-    char text[NUMBER_TEXT];
+    char text[FIGURE_TEXT];
     markup_print(p->m, "<section><h2>Runs</h2><div class=\"scroll\"><table><tr><th>run<th>parameters<th>active<th>steps"
                        "<th>tokens<th>time<th>train loss<th>eval loss<th>tokens/s</tr>");
     for (long i = 0; i < p->runs; i++) {
@@ -98,7 +98,7 @@ static const char *result_title(const char *name)
 
 static void results_table(struct page *p, const struct report_summary *s)
 {
-    char text[NUMBER_TEXT];
+    char text[FIGURE_TEXT];
     double best = INFINITY;
     for (long i = 0; i < s->results; i++)
         if (s->result[i].eval_loss < best) best = s->result[i].eval_loss;
