@@ -119,7 +119,7 @@ static void check_model(const struct setup *t)
             continue;
         }
         double relative = measured_error(&error);
-        if (!(relative < 1e-6)) fail_msg("%s: %s: error %g of %g", t->name, m.params.item[i].name, relative, error.scale);
+        if (!(relative < 1e-6)) fail_msg("%s: %s: error %g of %g", t->name, p->name, relative, error.scale);
         if (!(relative <= worst.difference)) worst.difference = relative;
         worst.n += error.n;
         worst.equal += error.equal;

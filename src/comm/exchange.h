@@ -11,8 +11,8 @@
 // x holds T rows, of which each rank has written its own range (partition); afterwards every rank has all of them.
 void exchange_gather(struct group *g, void *x, long T, long row_bytes);
 
-// x holds T rows, of each of which every rank has a part of the sum; afterwards a rank's own range holds the sum over the
-// ranks, in rank order.
+// x holds T rows, of each of which every rank has a part of the sum; afterwards a rank's own range holds the sum over
+// the ranks, in rank order.
 void exchange_reduce(struct group *g, void *x, long T, long columns, enum dtype dtype);
 
 // Rows sorted by expert, first[e] .. first[e+1]-1 of expert e, go to the ranks that hold the experts, and come back.

@@ -2,31 +2,10 @@
 
 #include <math.h>
 
-struct local local_of(const struct config *c, const struct grid *g)
-{
-    const struct group *tensor = &g->tensor, *expert = &g->expert, *slice = c->E ? &g->expert_tensor : &g->tensor;
-    struct range heads = partition(c->H, tensor->size, tensor->rank);
-    long per_kv = c->H / c->G, last = heads.first + heads.count - 1;
-    return (struct local){
-        .H = heads.count,
-        .G = heads.count ? last / per_kv - heads.first / per_kv + 1 : 0, // those its heads read; ranks may share one
-        .V = partition(c->V, tensor->size, tensor->rank).count,
-        .E = partition(c->E, expert->size, expert->rank).count,
-        .F = partition(c->F, slice->size, slice->rank).count,
-    };
-}
-
 // Elements of a row of qkv: the heads of q, then those of k, then those of v.
 static long qkv_width(const struct context *x)
 {
     return (x->local.H + 2 * x->local.G) * x->c->C;
-}
-
-static struct attention_shape shape_of(const struct context *x, const struct batch *b)
-{
-    const struct config *c = x->c;
-    return (struct attention_shape){.B = b->B, .S = b->S, .H = x->local.H, .G = x->local.G, .C = c->C,
-                                    .window = c->window, .scale = 1.0 / sqrt((double)c->C)};
 }
 
 void attention_saved_layout(struct attention_saved *s, struct arena *a, const struct context *x, long T)
@@ -39,25 +18,35 @@ void attention_saved_layout(struct attention_saved *s, struct arena *a, const st
     s->lse = arena_take(a, T * x->local.H, acc_size);
 }
 
-// qkv = rope(Wqkv norm(in))
-static void project_in(const struct context *x, const struct layer_params *p, struct attention_saved *s, const el *in,
-                       const int *position, long T)
+static struct attention_shape shape_of(const struct context *x, const struct batch *b)
+{
+    return (struct attention_shape){.B = b->B, .S = b->S, .H = x->local.H, .G = x->local.G, .C = x->c->C,
+                                    .window = x->c->window, .scale = 1.0 / sqrt((double)x->c->C)};
+}
+
+// One of b and kv is given: the keys are those of the micro-batch itself, or those on KV pages.
+static void forward(const struct context *x, const struct layer_params *p, struct attention_saved *s, el *y,
+                    const el *in, const struct batch *b, const struct kv_view *kv, long T, el *scratch)
 {
     const struct kernels *k = x->k;
-    long D = x->c->D, C = x->c->C, N = qkv_width(x);
+    long D = x->c->D, H = x->local.H, G = x->local.G, C = x->c->C, N = qkv_width(x);
+
+    // n = norm(x); q, k, v = W n, with q and k rotated by their position.
     k->rmsnorm(s->xn, s->rstd, in, p->attn_norm.data, x->c->norm_eps, T, D);
     exchange_gather(&x->grid->tensor, s->xn, T, D * dtype_size(k->el));
     k->matmul_nt(s->qkv, s->xn, p->qkv, T, N, D);
-    k->rope(s->qkv, position, x->angle, +1, T, x->local.H + x->local.G, C, N);
-}
+    k->rope(s->qkv, b ? b->position : kv->position, x->angle, +1, T, H + G, C, N);
 
-// y = in + Wo o
-static void project_out(const struct context *x, const struct layer_params *p, const struct attention_saved *s, el *y,
-                        const el *in, long T, el *scratch)
-{
-    const struct kernels *k = x->k;
-    long D = x->c->D, HC = x->local.H * x->c->C;
-    k->matmul_nt(scratch, s->o, p->o, T, D, HC);
+    // o = softmax(q k' / sqrt(C)) v over the keys a token sees.
+    if (b) {
+        k->attention(s->o, s->lse, s->qkv, b->start, shape_of(x, b));
+    } else {
+        k->kv_store(*kv, s->qkv, T, H, G, C);
+        k->attention_paged(s->o, s->qkv, *kv, T, H, G, C, x->c->window, 1.0 / sqrt((double)C));
+    }
+
+    // y = x + Wo o.
+    k->matmul_nt(scratch, s->o, p->o, T, D, H * C);
     exchange_reduce(&x->grid->tensor, scratch, T, D, k->el);
     k->add(y, in, scratch, T * D);
 }
@@ -65,30 +54,24 @@ static void project_out(const struct context *x, const struct layer_params *p, c
 void attention_forward(const struct context *x, const struct layer_params *p, struct attention_saved *s, el *y,
                        const el *in, const struct batch *b, el *scratch)
 {
-    long T = b->B * b->S;
-    project_in(x, p, s, in, b->position, T);
-    x->k->attention(s->o, s->lse, s->qkv, b->start, shape_of(x, b));
-    project_out(x, p, s, y, in, T, scratch);
+    forward(x, p, s, y, in, b, NULL, b->B * b->S, scratch);
 }
 
 void attention_paged_forward(const struct context *x, const struct layer_params *p, struct attention_saved *s, el *y,
                              const el *in, const struct kv_view *kv, long T, el *scratch)
 {
-    long H = x->local.H, G = x->local.G, C = x->c->C;
-    project_in(x, p, s, in, kv->position, T);
-    x->k->kv_store(*kv, s->qkv, T, H, G, C);
-    x->k->attention_paged(s->o, s->qkv, *kv, T, H, G, C, x->c->window, 1.0 / sqrt((double)C));
-    project_out(x, p, s, y, in, T, scratch);
+    forward(x, p, s, y, in, NULL, kv, T, scratch);
 }
 
+// From the last line of forward to the first; the residual joins in the norm's backward.
 void attention_backward_input(const struct context *x, const struct layer_params *p, const struct attention_saved *s,
                               struct attention_saved *ds, el *dx, const el *dy, const el *in, const struct batch *b)
 {
     const struct kernels *k = x->k;
-    long T = b->B * b->S, D = x->c->D, C = x->c->C, HC = x->local.H * C, N = qkv_width(x);
-    k->matmul_nn(ds->o, dy, p->o, T, D, HC);
+    long T = b->B * b->S, D = x->c->D, H = x->local.H, G = x->local.G, C = x->c->C, N = qkv_width(x);
+    k->matmul_nn(ds->o, dy, p->o, T, D, H * C);
     k->attention_backward(ds->qkv, ds->o, s->qkv, s->o, s->lse, b->start, shape_of(x, b));
-    k->rope(ds->qkv, b->position, x->angle, -1, T, x->local.H + x->local.G, C, N);
+    k->rope(ds->qkv, b->position, x->angle, -1, T, H + G, C, N);
     k->matmul_nn(ds->xn, ds->qkv, p->qkv, T, N, D);
     exchange_reduce(&x->grid->tensor, ds->xn, T, D, k->el);
     k->rmsnorm_backward(dx, dy, ds->xn, in, p->attn_norm.data, s->rstd, T, D);
@@ -98,8 +81,8 @@ void attention_backward_weight(const struct context *x, struct layer_params *g, 
                                const struct attention_saved *ds, const el *dy, const el *in, long T)
 {
     const struct kernels *k = x->k;
-    long D = x->c->D, HC = x->local.H * x->c->C, N = qkv_width(x);
-    k->matmul_tn(g->o.data, dy, s->o, T, D, HC);
+    long D = x->c->D, N = qkv_width(x);
+    k->matmul_tn(g->o.data, dy, s->o, T, D, x->local.H * x->c->C);
     k->matmul_tn(g->qkv.data, ds->qkv, s->xn, T, N, D);
     k->rmsnorm_backward_weight(g->attn_norm.data, ds->xn, in, s->rstd, T, D);
 }

@@ -50,8 +50,8 @@ enum status kv_cache_init(struct kv_cache *kv, struct model *m, long sequences, 
     CHECK(sequences >= 1 && tokens >= 0 && max_tokens >= 0 && m->o.S >= 1);
     *kv = (struct kv_cache){.m = m};
     if (max_tokens > m->o.positions)
-        return fail(ERR_CONFIG, "sequence: %ld tokens are more than the model's %ld positions (ask for fewer)", max_tokens,
-                    m->o.positions);
+        return fail(ERR_CONFIG, "sequence: %ld tokens are more than the model's %ld positions (ask for fewer)",
+                    max_tokens, m->o.positions);
     double elements = ((double)tokens + PAGE_TOKENS * (double)sequences) * (double)(m->c.L * m->c.G * m->c.C);
     if (elements > ldexp(1, MOST_BITS) || (double)sequences * (double)max_tokens > INT_MAX || tokens > INT_MAX)
         return fail(ERR_MEMORY, "memory: a KV cache of %ld tokens is not possible (use a smaller one)", tokens);
@@ -90,11 +90,12 @@ static enum status pages_take(struct kv_cache *kv, long sequence, long n)
 {
     long length = kv->length[sequence], have = pages_for(length);
     if (n > kv->max_tokens - length)
-        return fail(ERR_CONFIG, "sequence: %ld and %ld more tokens are more than the %ld it may have (ask for fewer)", length, n,
-                    kv->max_tokens);
+        return fail(ERR_CONFIG, "sequence: %ld and %ld more tokens are more than the %ld it may have (ask for fewer)",
+                    length, n, kv->max_tokens);
     long need = pages_for(length + n) - have;
     if (need > kv->free_n)
-        return fail(ERR_CONFIG, "KV cache: %ld pages are needed and %ld are free (use a larger cache)", need, kv->free_n);
+        return fail(ERR_CONFIG, "KV cache: %ld pages are needed and %ld are free (use a larger cache)", need,
+                    kv->free_n);
     int *page = kv->table + sequence * kv->table_stride;
     for (long i = have; i < have + need; i++) page[i] = kv->free_page[--kv->free_n];
     kv->m->x.k->from_host(kv->device_table + sequence * kv->table_stride, page,

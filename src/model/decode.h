@@ -26,9 +26,9 @@ MUST_USE enum status kv_cache_init(struct kv_cache *kv, struct model *m, long se
 void kv_cache_free(struct kv_cache *kv);
 void kv_cache_drop(struct kv_cache *kv, long sequence); // its pages become free
 
-// Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32 [V]) of the last one;
-// with all_logits not NULL, of every row as [n, V]. Either may be NULL. ERR_CONFIG when pages or max_tokens run out or a
-// token is not in the vocabulary (nothing appended).
+// Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32) of the last one
+// [V] and of every one [n, V]; either may be NULL. ERR_CONFIG when pages or max_tokens run out or a token is not in the
+// vocabulary (nothing appended).
 MUST_USE enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long n, float *last_logits,
                                float *all_logits);
 

@@ -67,15 +67,16 @@ static enum status options_check(const struct config *c, const struct model_opti
     enum { MOST_TOKENS = 1 << 24, MOST_BITS = 58 };
     CHECK(o->B >= 0 && o->S >= 0 && o->positions >= o->S);
     if (o->S > MOST_TOKENS || (o->S && o->B > MOST_TOKENS / o->S))
-        return fail(ERR_CONFIG, "micro-batch: %ld sequences of %ld tokens are more than %d tokens (use a smaller one)", o->B,
-                    o->S, MOST_TOKENS);
+        return fail(ERR_CONFIG, "micro-batch: %ld sequences of %ld tokens are more than %d tokens (use a smaller one)",
+                    o->B, o->S, MOST_TOKENS);
     if (o->training && o->weights != QUANT_NONE)
         return fail(ERR_CONFIG, "model: FP8 weights cannot be trained (load them as bf16 or f32)");
     double row = 8.0 * (double)c->D + 4.0 * (double)((c->H + 2 * c->G) * c->C) + 5.0 * (double)c->E +
                  (double)(c->K + 1) * (2.0 * (double)c->D + 6.0 * (double)c->F);
     double elements = (double)(o->B * o->S) * (double)(c->L + 2) * row + (double)o->positions * (double)c->C;
     if (elements > ldexp(1, MOST_BITS))
-        return fail(ERR_MEMORY, "memory: %.3g activations are not possible (use a smaller micro-batch or sequence)", elements);
+        return fail(ERR_MEMORY, "memory: %.3g activations are not possible (use a smaller micro-batch or sequence)",
+                    elements);
     return OK;
 }
 

@@ -57,8 +57,8 @@ void model_masters_from_values(struct model *m);
 // One micro-batch. Returns the sum of CE over unmasked tokens (nats). loss_scale = 1/N of the step. Gradients += .
 // aux_weight = T_m / T_step.
 double model_forward_backward(struct model *m, const struct batch *b, double loss_scale, double aux_weight);
-// Forward only with the training attention path, dropless: sum of CE; losses[t] per token if not NULL (host). The hidden
-// states before the final norm stay in m->out (head_logits).
+// Forward only with the training attention path, dropless: sum of CE; losses[t] per token if not NULL (host). What the
+// head starts from stays in m->out (head_logits).
 double model_loss(struct model *m, const struct batch *b, float *losses);
 
 void model_zero_gradients(struct model *m);

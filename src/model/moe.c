@@ -19,6 +19,7 @@ void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *dro
     s->count = arena_take(host, E, sizeof *s->count);
     s->sums = arena_take(host, groups * E, acc_size);
     s->chosen = arena_take(host, groups > 1 ? T * K : 0, sizeof *s->chosen);
+    s->chosen_n = arena_take(host, groups > 1 ? groups * E : 0, sizeof *s->chosen_n);
     s->rstd = arena_take(droppable, T, acc_size);
     s->xn = arena_take(droppable, T * D, el_size);
     s->xr = arena_take(droppable, T * K * D, el_size);
@@ -26,16 +27,22 @@ void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *dro
     s->h = arena_take(droppable, T * K * F, el_size);
 }
 
-// What forward computes between the routing decisions and the experts' second product, and recompute computes again:
-// the rows of the experts' tokens, at the experts, and h = silu(w1 row) * w3 row * weight.
+// Each kept assignment's row, taken from its token's, goes to the rank that holds its expert; and comes back.
+static void dispatch(const struct context *x, const struct moe_saved *s, el *rows, const el *tokens)
+{
+    x->k->permute(rows, tokens, s->source, s->R, x->c->K, x->c->D);
+    exchange_dispatch(&x->grid->expert, rows, s->first, x->local.E, x->c->D * dtype_size(x->k->el));
+}
+static void return_rows(const struct context *x, const struct moe_saved *s, el *rows)
+{
+    exchange_return(&x->grid->expert, rows, s->first, x->local.E, x->c->D * dtype_size(x->k->el));
+}
+
+// The experts up to their second product: h = silu(w1 n) * w3 n * g_e / sum_{E_t} g.
 static void hidden(const struct context *x, const struct layer_params *p, struct moe_saved *s)
 {
-    const struct kernels *k = x->k;
-    long D = x->c->D, F = x->local.F, E = x->local.E, K = x->c->K;
-    k->permute(s->xr, s->xn, s->source, s->R, K, D);
-    exchange_dispatch(&x->grid->expert, s->xr, s->first, E, D * dtype_size(k->el));
-    k->grouped_nt(s->ab, s->xr, p->w13, s->first, E, 2 * F, D);
-    k->swiglu(s->h, s->ab, s->weight, s->source, s->R, F);
+    x->k->grouped_nt(s->ab, s->xr, p->w13, s->first, x->local.E, 2 * x->local.F, x->c->D);
+    x->k->swiglu(s->h, s->ab, s->weight, s->source, s->R, x->local.F);
 }
 
 void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
@@ -43,22 +50,29 @@ void moe_forward(const struct context *x, const struct layer_params *p, const st
 {
     const struct kernels *k = x->k;
     const struct config *c = x->c;
-    long T = B * S, D = c->D, F = x->local.F, E = c->E, K = c->K, capacity = moe_capacity(rule->capacity, K, T, E);
+    long T = B * S, D = c->D, E = c->E, K = c->K, capacity = moe_capacity(rule->capacity, K, T, E);
 
-    k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, c->norm_eps, T, D);                          // n = norm(x)
-    k->router_nt(s->z, s->xn, p->router.data, T, E, D);                                           // z = Wg n
-    k->gate(s->g, s->inv_std, s->expert, s->weight, s->z, NULL, c->gate_norm_std, T, E, K);       // z~, g, E_t
+    // Route: n = norm(x); z = Wg n; z~, g = softmax(z~), E_t = top-K of z~; what an expert can take; L_aux.
+    k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, c->norm_eps, T, D);
+    k->router_nt(s->z, s->xn, p->router.data, T, E, D);
+    k->gate(s->g, s->inv_std, s->expert, s->weight, s->z, NULL, c->gate_norm_std, T, E, K);
     s->R = k->route(s->source, s->row, s->first, s->count, s->expert, s->g, capacity, rule->policy, T, E, K);
-    if (balance) moe_balance_add(x, rule, balance, s, B, S);                                      // L_aux
-    hidden(x, p, s);                                                                              // w1, w3
-    k->grouped_nt(rows, s->h, p->w2, s->first, x->local.E, D, F);                                 // w2
-    exchange_return(&x->grid->expert, rows, s->first, x->local.E, D * dtype_size(k->el));
-    k->combine(y, in, NULL, rows, s->row, T, K, D);                                               // y = x + sum of rows
+    if (balance) moe_balance_add(x, rule, balance, s, B, S);
+
+    // Dispatch | experts | return.
+    dispatch(x, s, s->xr, s->xn);
+    hidden(x, p, s);
+    k->grouped_nt(rows, s->h, p->w2, s->first, x->local.E, D, x->local.F);
+    return_rows(x, s, rows);
+
+    // Combine: y = x + sum of each token's rows.
+    k->combine(y, in, NULL, rows, s->row, T, K, D);
 }
 
 void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, const el *in, long T)
 {
     x->k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, x->c->norm_eps, T, x->c->D);
+    dispatch(x, s, s->xr, s->xn);
     hidden(x, p, s);
 }
 
@@ -70,20 +84,25 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
     const struct kernels *k = x->k;
     const struct config *c = x->c;
     long D = c->D, F = x->local.F, E = c->E, K = c->K;
-    const acc *aux_dg = rule->aux == AUX_NONE ? NULL : s->aux_dg;
 
-    k->permute(rows, dy, s->source, s->R, K, D);                                                  // combine
-    exchange_dispatch(&x->grid->expert, rows, s->first, x->local.E, D * dtype_size(k->el));
-    k->grouped_nn(ds->h, rows, p->w2, s->first, x->local.E, D, F);                                // w2
-    k->zero(ds->weight, T * K * dtype_size(k->acc));                                              // of dropped ones: 0
+    // Combine, return: the gradient of a row is its token's.
+    dispatch(x, s, rows, dy);
+
+    // Experts. A dropped assignment has no row: its weight's gradient stays 0.
+    k->grouped_nn(ds->h, rows, p->w2, s->first, x->local.E, D, F);
+    k->zero(ds->weight, T * K * dtype_size(k->acc));
     k->swiglu_backward(ds->ab, ds->weight, ds->h, s->ab, s->weight, s->source, s->R, F);
-    k->grouped_nn(ds->xr, ds->ab, p->w13, s->first, x->local.E, 2 * F, D);                        // w1, w3
-    exchange_return(&x->grid->expert, ds->xr, s->first, x->local.E, D * dtype_size(k->el));
-    k->gate_backward(ds->z, ds->weight, aux_dg, s->g, s->inv_std, s->z, s->expert, s->weight, c->gate_norm_std,
-                     s->aux_group, T, E, K);                                                      // L_aux, E_t, g, z~
-    k->router_nn(dxn, ds->z, p->router.data, T, E, D);                                            // z = Wg n
-    k->combine(ds->xn, NULL, dxn, ds->xr, s->row, T, K, D);                                       // n: router and rows
-    k->rmsnorm_backward(dx, dy, ds->xn, in, p->ffn_norm.data, s->rstd, T, D);                     // n = norm(x)
+    k->grouped_nn(ds->xr, ds->ab, p->w13, s->first, x->local.E, 2 * F, D);
+
+    // Dispatch.
+    return_rows(x, s, ds->xr);
+
+    // Route: z from the weights and L_aux; n from the router and the rows; x from n and the residual.
+    k->gate_backward(ds->z, ds->weight, rule->aux == AUX_NONE ? NULL : s->aux_dg, s->g, s->inv_std, s->z, s->expert,
+                     s->weight, c->gate_norm_std, s->aux_group, T, E, K);
+    k->router_nn(dxn, ds->z, p->router.data, T, E, D);
+    k->combine(ds->xn, NULL, dxn, ds->xr, s->row, T, K, D);
+    k->rmsnorm_backward(dx, dy, ds->xn, in, p->ffn_norm.data, s->rstd, T, D);
 }
 
 void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,

@@ -4,9 +4,9 @@
 //     y = x + sum_{e in E_t, kept} (g_e / sum_{E_t} g) Expert_e(n)                       (eq 1-3)
 //     L_aux = sum_e (1/E - P_e)^2,  P_e = mean over tokens of g_e                        (eq 4)
 //
-// cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight travels
-// with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are always kept;
-// what leads from them to the experts' hidden rows can be recomputed.
+// cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight
+// travels with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are
+// always kept; what leads from them to the experts' hidden rows can be recomputed.
 #ifndef SKYMOE_MODEL_MOE_H
 #define SKYMOE_MODEL_MOE_H
 
@@ -49,25 +49,26 @@ long moe_capacity(struct decimal factor, long K, long T, long E);
 
 // Kept by forward for backward. A second instance holds the gradients of the same values (scratch of backward).
 struct moe_saved {
-    acc *z;        // [T, E] z~
-    acc *g;        // [T, E]
-    acc *inv_std;  // [T]
-    acc *aux_dg;   // [groups, E] gradient of alpha*aux_weight*L_aux for g, one row per group of `aux_group` tokens
+    acc *z;         // [T, E] z~
+    acc *g;         // [T, E]
+    acc *inv_std;   // [T]
+    acc *aux_dg;    // [groups, E] gradient of alpha*aux_weight*L_aux for g, one row per group of `aux_group` tokens
     long aux_group;
-    int *expert;   // [T, K]
-    acc *weight;   // [T, K]
-    int *row;      // [T, K]
-    int *source;   // [T K]
-    long *first;   // [E+1] host
-    long *count;   // [E] host
-    acc *sums;     // [groups, E] host
-    int *chosen;   // [T, K] host, with more than one group
+    int *expert;    // [T, K]
+    acc *weight;    // [T, K]
+    int *row;       // [T, K]
+    int *source;    // [T K]
+    long *first;    // [E+1] host
+    long *count;    // [E] host
     long R;
-    acc *rstd;     // [T]      droppable from here
-    el *xn;        // [T, D]
-    el *xr;        // [R, D]
-    el *ab;        // [R, 2F]
-    el *h;         // [R, F]
+    acc *sums;      // [groups, E] host: work space of moe_balance_add, and with more than one group
+    int *chosen;    // [T, K] host copy of expert
+    long *chosen_n; // [groups, E] host: count of each group
+    acc *rstd;      // [T]      droppable from here
+    el *xn;         // [T, D]
+    el *xr;         // [R, D]
+    el *ab;         // [R, 2F]
+    el *h;          // [R, F]
 };
 // groups: most groups of tokens whose balance is judged apart (scope sequence: sequences; else 1).
 void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *droppable, struct arena *host,

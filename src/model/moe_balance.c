@@ -57,13 +57,15 @@ static double loss_of_expert(double *slope, enum aux_loss aux, double P, double 
     return aux == AUX_SKYWORK ? miss * miss + *slope * (P - before) : *slope * P;
 }
 
-// Assignments to expert e among the tokens of one group.
-static long count_of(const struct moe_saved *s, long group, long groups, long e, long n, long K)
+// Assignments to each expert among the n tokens of each group, [groups, E].
+static const long *counts_of(const struct context *x, struct moe_saved *s, long groups, long n)
 {
-    if (groups == 1) return s->count[e];
-    long count = 0;
-    for (long i = group * n * K; i < (group + 1) * n * K; i++) count += s->chosen[i] == e;
-    return count;
+    long E = x->c->E, K = x->c->K;
+    if (groups == 1) return s->count;
+    x->k->to_host(s->chosen, s->expert, groups * n * K * (long)sizeof *s->chosen);
+    for (long i = 0; i < groups * E; i++) s->chosen_n[i] = 0;
+    for (long i = 0; i < groups * n * K; i++) s->chosen_n[i / (n * K) * E + s->chosen[i]]++;
+    return s->chosen_n;
 }
 
 // L_aux = mean over groups; s->sums holds the sums of g and receives the gradient for g of alpha * aux_weight * L_aux,
@@ -71,16 +73,14 @@ static long count_of(const struct moe_saved *s, long group, long groups, long e,
 static double loss_and_gradient(const struct context *x, const struct moe_rule *rule, const struct moe_balance *b,
                                 struct moe_saved *s, long groups, long n)
 {
-    long E = x->c->E, K = x->c->K;
+    const long *count = counts_of(x, s, groups, n);
+    long E = x->c->E, assignments = n * x->c->K;
     bool global = rule->scope == SCOPE_GLOBAL && b->has_global;
     double loss = 0;
-    for (long i = 0; i < groups; i++) {
-        for (long e = 0; e < E; e++) {
-            double P = acc_get(x, s->sums, i * E + e) / (double)n, slope;
-            double f = global ? b->global_f[e] : (double)count_of(s, i, groups, e, n, K) / (double)(K * n);
-            loss += loss_of_expert(&slope, rule->aux, P, global ? b->global_p[e] : P, f, E);
-            acc_set(x, s->sums, i * E + e, b->alpha * b->aux_weight * slope / (double)(n * groups));
-        }
+    for (long i = 0; i < groups * E; i++) {
+        double P = acc_get(x, s->sums, i) / (double)n, f = (double)count[i] / (double)assignments, slope;
+        loss += loss_of_expert(&slope, rule->aux, P, global ? b->global_p[i] : P, global ? b->global_f[i] : f, E);
+        acc_set(x, s->sums, i, b->alpha * b->aux_weight * slope / (double)(n * groups));
     }
     return loss / (double)groups;
 }
@@ -108,14 +108,13 @@ void moe_balance_add(const struct context *x, const struct moe_rule *rule, struc
                      long B, long S)
 {
     const struct kernels *k = x->k;
-    long T = B * S, E = x->c->E, K = x->c->K, groups = rule->scope == SCOPE_SEQUENCE ? B : 1;
+    long T = B * S, E = x->c->E, groups = rule->scope == SCOPE_SEQUENCE ? B : 1;
     s->aux_group = rule->scope == SCOPE_SEQUENCE ? S : T;
     if (T == 0) return;
 
     k->gate_sums(s->aux_dg, s->g, s->aux_group, T, E);
     k->to_host(s->sums, s->aux_dg, groups * E * dtype_size(k->acc));
     exchange_sum(&x->grid->tensor, s->sums, groups * E, k->acc);
-    if (groups > 1) k->to_host(s->chosen, s->expert, T * K * (long)sizeof *s->chosen);
     statistics_add(x, rule, b, s, groups, T);
     if (rule->aux == AUX_NONE) return;
     b->aux += b->aux_weight * loss_and_gradient(x, rule, b, s, groups, s->aux_group);

@@ -203,7 +203,8 @@ enum status param_list_of(struct param_list *list, const struct config *c)
 {
     enum { MOST = 1 << 22 };
     if (c->L * (10 + 3 * c->E) > MOST)
-        return fail(ERR_MEMORY, "config: %ld layers of %ld experts are too many tensors (at most %d)", c->L, c->E, MOST);
+        return fail(ERR_MEMORY, "config: %ld layers of %ld experts are too many tensors (at most %d)", c->L, c->E,
+                    MOST);
     struct param_list counted = {0};
     TRY(list_fill(&counted, c));
     struct param_list made = {.item = calloc((size_t)counted.n, sizeof *made.item)};

@@ -1,5 +1,5 @@
-// The parameter table: one row a kind of tensor. Allocation, initialisation, optimizer, clipping, checkpoints, upcycling,
-// quantising and the memory plan walk this table; adding a tensor is one row and one field.
+// The parameter table: one row a kind of tensor. Allocation, initialisation, optimizer, clipping, checkpoints,
+// upcycling, quantising and the memory plan walk this table; adding a tensor is one row and one field.
 #ifndef SKYMOE_MODEL_PARAMS_H
 #define SKYMOE_MODEL_PARAMS_H
 
@@ -53,7 +53,7 @@ extern const long param_kinds_n;
 long config_dim(const struct config *c, enum param_dim d); // 1 for DIM_NONE
 
 // One tensor of one model: a row of the table, instantiated. In order: embedding, layers ascending (table order, then
-// expert by expert w1, w3, w2), final norm, head: the order of checkpoints, of gradient norms and of everything that walks.
+// expert by expert w1, w3, w2), final norm, head: the order of checkpoints, gradient norms and everything that walks.
 struct param {
     char name[96];            // global HF name
     const struct param_kind *kind;
@@ -78,8 +78,8 @@ void param_list_free(struct param_list *list);
 struct param *param_find(const struct param_list *list, const char *name);
 
 // Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales), embedding and head in
-// `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out. For gradients, masters and
-// moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring).
+// `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out. For gradients, masters
+// and moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring).
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
                          enum dtype matrix, enum dtype other, enum dtype in_acc);
 
