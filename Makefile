@@ -33,6 +33,14 @@ $(LIBRARY): $(filter-out $(MAIN),$(OBJECTS))
 	@rm -f $@
 	$(AR) rcs $@ $^
 
+# Kernels for one instruction set, chosen at run time; nothing else is built with -m flags.
+FAST = $(patsubst -O2,-O3,$(filter -O2,$(MODE))) -ffp-contract=fast
+AVX2 = -mavx2 -mfma -mf16c
+AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
+$(OUT)/src/kernels/x86/%_avx2.o: CFLAGS += $(FAST) $(AVX2)
+$(OUT)/src/kernels/x86/%_avx512.o: CFLAGS += $(FAST) $(AVX512)
+$(OUT)/src/kernels/x86/%_avx512bf16.o: CFLAGS += $(FAST) $(AVX512) -mavx512bf16
+
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<

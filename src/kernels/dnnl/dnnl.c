@@ -122,7 +122,7 @@ static void grouped_tn_bf16(acc *dw, const el *dy, const el *x, const long *firs
              (const uint16_t *)x + first[e] * K, N, K, first[e + 1] - first[e]);
 }
 
-void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level)
+void dnnl_fill(struct kernels *k, enum dtype type, enum kernel_level level)
 {
     if (level < LEVEL_DNNL) return;
     static const enum dnnl_cap cap[] = {[LEVEL_DNNL] = DNNL_CAP_NONE,
@@ -130,8 +130,8 @@ void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level)
                                         [LEVEL_AVX512] = DNNL_CAP_AVX512,
                                         [LEVEL_AVX512BF16] = DNNL_CAP_AVX512_BF16};
     dnnl_cap(cap[level]);
-    if (el == F32) {
-        kernels_reference(&ref_f32, el);
+    if (type == F32) {
+        kernels_reference(&ref_f32, F32);
         k->matmul_nt = nt_f32;
         k->matmul_nt_acc = nt_acc_f32;
         k->matmul_nn = nn_f32;
@@ -140,8 +140,8 @@ void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level)
         k->grouped_nn = grouped_nn_f32;
         k->grouped_tn = grouped_tn_f32;
     }
-    if (el == BF16 && dnnl_has_bf16()) {
-        kernels_reference(&ref_bf16, el);
+    if (type == BF16 && dnnl_has_bf16()) {
+        kernels_reference(&ref_bf16, BF16);
         k->matmul_nt = nt_bf16;
         k->matmul_nt_acc = nt_acc_bf16;
         k->matmul_nn = nn_bf16;

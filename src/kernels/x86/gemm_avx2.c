@@ -1,0 +1,4 @@
+#include "kernels/x86/simd8.h"
+
+#include "kernels/x86/gemm.inc"
+#include "kernels/x86/products.inc"

@@ -1,0 +1,116 @@
+// Sixteen floats at a time (AVX-512 F, BW, DQ, VL). simd8.h has the same names for AVX2; a kernel's .inc file is written
+// once and compiled with either. Loads and stores need no alignment; the _n forms touch n < LANES elements only and load
+// zeros for the rest.
+#ifndef SKYMOE_KERNELS_X86_SIMD16_H
+#define SKYMOE_KERNELS_X86_SIMD16_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+enum { LANES = 16 };
+#define TILE_ROWS 14 // rows of a product's tile in registers, 2 LANES columns wide
+#define AT_LEVEL(name) name##_avx512
+
+typedef __m512 vf;
+
+static inline __mmask16 lanes_below(long n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+
+static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+static inline vf vf_all(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); } // b where either is NaN
+static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
+static inline float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
+
+static inline vf load_f32(const float *p) { return _mm512_loadu_ps(p); }
+static inline vf load_f32_n(const float *p, long n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
+static inline void store_f32(float *p, vf x) { _mm512_storeu_ps(p, x); }
+static inline void store_f32_n(float *p, vf x, long n) { _mm512_mask_storeu_ps(p, lanes_below(n), x); }
+
+static inline vf widen_bf16(__m256i b)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+}
+static inline vf load_bf16(const uint16_t *p) { return widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vf load_bf16_n(const uint16_t *p, long n) { return widen_bf16(_mm256_maskz_loadu_epi16(lanes_below(n), p)); }
+
+// Round to nearest even; NaN stays NaN. (vcvtneps2bf16 would lose the smallest numbers.)
+static inline __m256i round_bf16(vf x)
+{
+    __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+static inline void store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, round_bf16(x)); }
+static inline void store_bf16_n(uint16_t *p, vf x, long n) { _mm256_mask_storeu_epi16(p, lanes_below(n), round_bf16(x)); }
+
+// e4m3: exponent bias 7 becomes 127 by adding 120. Subnormals m/8 2^-6 come out one too large at twice the exponent, so
+// 2^-6 is taken away; that keeps the processor's slow path for f32 subnormals out. 0x7f is NaN.
+static inline vf widen_e4m3(__m128i q)
+{
+    __m512i u = _mm512_cvtepu8_epi32(q), low = _mm512_and_si512(u, _mm512_set1_epi32(0x7f));
+    __mmask16 small = _mm512_cmplt_epi32_mask(low, _mm512_set1_epi32(8));
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(low, _mm512_set1_epi32(0x7f));
+    __m512i bits = _mm512_add_epi32(_mm512_slli_epi32(low, 20), _mm512_set1_epi32(120 << 23));
+    bits = _mm512_mask_add_epi32(bits, small, bits, _mm512_set1_epi32(1 << 23));
+    __m512 v = _mm512_castsi512_ps(bits);
+    v = _mm512_mask_sub_ps(v, small, v, _mm512_set1_ps(0x1p-6f));
+    v = _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(__builtin_nanf("")));
+    __m512i sign = _mm512_slli_epi32(_mm512_and_si512(u, _mm512_set1_epi32(0x80)), 24);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(v), sign));
+}
+static inline vf load_e4m3(const uint8_t *p) { return widen_e4m3(_mm_loadu_si128((const __m128i *)p)); }
+static inline vf load_e4m3_n(const uint8_t *p, long n) { return widen_e4m3(_mm_maskz_loadu_epi8(lanes_below(n), p)); }
+
+// 2 LANES bfloat16 as LANES pairs, and a pair's two numbers.
+static inline vf load_pairs(const uint16_t *p) { return _mm512_loadu_ps(p); }
+static inline vf load_pairs_n(const uint16_t *p, long n)
+{
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p));
+}
+static inline vf pair_first(vf p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(p), 16)); }
+static inline vf pair_second(vf p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+}
+
+// Rows become columns.
+static inline void transpose(vf r[LANES])
+{
+    vf t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(t[4 * i]), b = _mm512_castps_pd(t[4 * i + 2]);
+        __m512d c = _mm512_castps_pd(t[4 * i + 1]), d = _mm512_castps_pd(t[4 * i + 3]);
+        r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+        r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+    for (int i = 0; i < 4; i++) { // columns i, 4 + i, 8 + i, 12 + i of rows 0-3, 4-7 | 8-11, 12-15
+        vf a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+        vf c = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88), d = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+        t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+        t[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
+        t[8 + i] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        t[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+// 2^n for whole n in [-126, 127], and rounding to a whole number.
+static inline vf vf_whole(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+
+#endif

@@ -1,0 +1,139 @@
+// Eight floats at a time (AVX2, FMA, F16C): the names of simd16.h.
+#ifndef SKYMOE_KERNELS_X86_SIMD8_H
+#define SKYMOE_KERNELS_X86_SIMD8_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 8 };
+#define TILE_ROWS 6
+#define AT_LEVEL(name) name##_avx2
+
+typedef __m256 vf;
+
+static inline __m256i lanes_below(long n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline vf vf_zero(void) { return _mm256_setzero_ps(); }
+static inline vf vf_all(float x) { return _mm256_set1_ps(x); }
+static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline float vf_sum(vf a)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline float vf_largest(vf a)
+{
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline vf load_f32(const float *p) { return _mm256_loadu_ps(p); }
+static inline vf load_f32_n(const float *p, long n) { return _mm256_maskload_ps(p, lanes_below(n)); }
+static inline void store_f32(float *p, vf x) { _mm256_storeu_ps(p, x); }
+static inline void store_f32_n(float *p, vf x, long n) { _mm256_maskstore_ps(p, lanes_below(n), x); }
+
+static inline vf widen_bf16(__m128i b)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(b), 16));
+}
+static inline vf load_bf16(const uint16_t *p) { return widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
+static inline vf load_bf16_n(const uint16_t *p, long n)
+{
+    uint16_t part[LANES] = {0};
+    memcpy(part, p, (size_t)n * 2);
+    return load_bf16(part);
+}
+
+static inline __m128i round_bf16(vf x)
+{
+    __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan);
+    r = _mm256_srli_epi32(r, 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+static inline void store_bf16(uint16_t *p, vf x) { _mm_storeu_si128((__m128i *)p, round_bf16(x)); }
+static inline void store_bf16_n(uint16_t *p, vf x, long n)
+{
+    uint16_t part[LANES];
+    store_bf16(part, x);
+    memcpy(p, part, (size_t)n * 2);
+}
+
+static inline vf widen_e4m3(__m128i q)
+{
+    __m256i u = _mm256_cvtepu8_epi32(q), low = _mm256_and_si256(u, _mm256_set1_epi32(0x7f));
+    __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), low);
+    __m256i nan = _mm256_cmpeq_epi32(low, _mm256_set1_epi32(0x7f));
+    __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(low, 20), _mm256_set1_epi32(120 << 23));
+    bits = _mm256_add_epi32(bits, _mm256_and_si256(small, _mm256_set1_epi32(1 << 23)));
+    __m256 v = _mm256_castsi256_ps(bits);
+    v = _mm256_sub_ps(v, _mm256_and_ps(_mm256_castsi256_ps(small), _mm256_set1_ps(0x1p-6f)));
+    v = _mm256_blendv_ps(v, _mm256_set1_ps(__builtin_nanf("")), _mm256_castsi256_ps(nan));
+    __m256i sign = _mm256_slli_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x80)), 24);
+    return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
+}
+static inline vf load_e4m3(const uint8_t *p) { return widen_e4m3(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vf load_e4m3_n(const uint8_t *p, long n)
+{
+    uint8_t part[LANES] = {0};
+    memcpy(part, p, (size_t)n);
+    return load_e4m3(part);
+}
+
+static inline vf load_pairs(const uint16_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
+static inline vf load_pairs_n(const uint16_t *p, long n)
+{
+    uint16_t part[2 * LANES] = {0};
+    memcpy(part, p, (size_t)n * 2);
+    return load_pairs(part);
+}
+static inline vf pair_first(vf p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(p), 16)); }
+static inline vf pair_second(vf p)
+{
+    return _mm256_and_ps(p, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+}
+
+static inline void transpose(vf r[LANES])
+{
+    vf t[8];
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+        t[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
+    }
+    for (int i = 0; i < 8; i++) r[i] = t[i];
+}
+
+static inline vf vf_whole(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// In two steps, so that results between the smallest normal and 0 come out right.
+static inline vf vf_scale2(vf x, vf n)
+{
+    __m256i i = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(n, _mm256_set1_ps(-252)), _mm256_set1_ps(254)));
+    __m256i half = _mm256_srai_epi32(i, 1), rest = _mm256_sub_epi32(i, half), bias = _mm256_set1_epi32(127);
+    x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+
+#endif

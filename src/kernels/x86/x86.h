@@ -1,0 +1,10 @@
+// What each instruction set adds to a kernel table.
+#ifndef SKYMOE_KERNELS_X86_X86_H
+#define SKYMOE_KERNELS_X86_X86_H
+
+#include "kernels/kernels_fill.h"
+
+typedef void x86_part(struct kernels *k, enum dtype type);
+x86_part fill_products_avx2, fill_products_avx512;
+
+#endif
