@@ -281,7 +281,7 @@ static void test_many_words(void **state)
 {
     (void)state;
     enum { N = 1000 };
-    char *argv[N + 1], word[N][8];
+    char *argv[N + 1], word[N][16];
     argv[0] = (char *)"try";
     for (int i = 0; i < N; i++) {
         snprintf(word[i], sizeof word[i], "w%d", i);

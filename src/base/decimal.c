@@ -35,9 +35,10 @@ void decimal_text(char text[NUMBER_TEXT], struct decimal d)
     int decimals = 0;
     for (long power = denominator; power > 1 && decimals < 9; power /= 10) decimals++;
     unsigned long size = numerator < 0 ? 0 - (unsigned long)numerator : (unsigned long)numerator;
-    unsigned long whole = size / (unsigned long)denominator, part = size % (unsigned long)denominator;
-    if (decimals == 0) snprintf(text, NUMBER_TEXT, "%s%lu", numerator < 0 ? "-" : "", whole);
-    else snprintf(text, NUMBER_TEXT, "%s%lu.%0*lu", numerator < 0 ? "-" : "", whole, decimals, part);
+    char part[NUMBER_TEXT] = ""; // ".", then the decimals with their leading zeros
+    for (int i = decimals; i > 0; i--, size /= 10) part[i] = (char)('0' + size % 10);
+    if (decimals) part[0] = '.';
+    snprintf(text, NUMBER_TEXT, "%s%lu%.10s", numerator < 0 ? "-" : "", size, part);
 }
 
 bool real_parse(double *value, const char *text)

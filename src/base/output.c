@@ -66,7 +66,9 @@ static enum status write_failed(const char *path)
 
 static void temporary_name(char name[PATH_LENGTH + 8], const char *path)
 {
-    snprintf(name, PATH_LENGTH + 8, "%s.tmp", path);
+    size_t length = strlen(path); // output_open checked it
+    memcpy(name, path, length);
+    memcpy(name + length, ".tmp", sizeof ".tmp");
 }
 
 static void output_release(struct output *o)
