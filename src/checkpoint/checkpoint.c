@@ -207,8 +207,8 @@ static enum status remove_listed(const char *run, const struct path_list *list, 
     }
     for (long i = 0; i < list->n; i++) { // what a crash in the middle of saving or removing left
         char path[PATH_LENGTH];
-        long length = (long)strlen(list->name[i]);
-        if (strncmp(list->name[i], "step-", 5) != 0 || strcmp(list->name[i] + length - 4, ".tmp") != 0) continue;
+        const char *name = list->name[i], *end = name + strlen(name);
+        if (strncmp(name, "step-", 5) != 0 || (strcmp(end - 4, ".tmp") != 0 && strcmp(end - 4, ".old") != 0)) continue;
         TRY(path_join(path, run, list->name[i]));
         TRY(folder_remove(path));
     }

@@ -1,8 +1,9 @@
 // Expert similarity of a folder, streamed: a layer of a large model does not fit in memory.
 //
-//     mean pairwise cosine = (|sum_e u_e|^2 - E) / (E (E - 1)),  u_e = w_e / |w_e|
+//     mean pairwise cosine = (|sum_e u_e|^2 - sum_e |u_e|^2) / (E (E - 1)),  u_e = w_e / |w_e|
 //
-// exact in two passes over the layer: norms, then the sum of unit vectors piece by piece.
+// exact in two passes over the layer: norms, then the sum of unit vectors piece by piece. An expert of zeros counts as
+// orthogonal to all, as in the kernel of that name.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,10 +57,11 @@ static double layer_similarity(struct pass *p)
                 else add_norms(p, part, from, n);
             }
         }
-        for (long e = 0; e < p->E && !units; e++) p->inverse[e] = p->inverse[e] ? 1 / sqrt(p->inverse[e]) : 0;
+        for (long e = 0; e < p->E && !units; e++) p->inverse[e] = p->inverse[e] != 0 ? 1 / sqrt(p->inverse[e]) : 0;
     }
-    if (p->E == 1) return 1;
-    return (squares - (double)p->E) / ((double)p->E * (double)(p->E - 1));
+    double lengths = 0;
+    for (long e = 0; e < p->E; e++) lengths += p->inverse[e] != 0;
+    return p->E == 1 ? 1 : (squares - lengths) / ((double)p->E * (double)(p->E - 1));
 }
 
 static void all_layers(double *similarity, struct pass *p)
