@@ -46,8 +46,10 @@ static void put(const char *name, const char *text)
 }
 
 static const char config[] =
-    "{\"architectures\":[\"MixtralForCausalLM\"],\"model_type\":\"mixtral\",\"hidden_size\":32,\"intermediate_size\":48,"
-    "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":100,\"hidden_act\":\"silu\","
+    "{\"architectures\":[\"MixtralForCausalLM\"],\"model_type\":\"mixtral\",\"hidden_size\":32,\"intermediate_size\":"
+    "48,"
+    "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":100,\"hidden_act\":"
+    "\"silu\","
     "\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,\"num_local_experts\":3,"
     "\"num_experts_per_tok\":2,\"tie_word_embeddings\":false,\"torch_dtype\":\"float32\",\"sliding_window\":null}";
 
@@ -65,14 +67,18 @@ static void put_run(const char *name, long steps, bool experts)
     assert_non_null(f);
     for (long s = 1; s <= steps; s++) {
         fprintf(f, "{\"step\":%ld,\"tokens\":%ld,\"loss\":", s, s * 1000);
-        if (s == 7) fprintf(f, "null"); // NaN
-        else fprintf(f, "%.6f", 3 + 5.0 / (double)s);
-        fprintf(f, ",\"aux_loss\":0.1,\"lr\":%g,\"grad_norm\":%g,\"skipped\":%s,\"step_time_s\":0.5,\"tokens_per_s\":2000,"
-                   "\"tflops\":0.01,\"mfu\":null,\"rss_bytes\":1,\"layers\":[",
+        if (s == 7)
+            fprintf(f, "null"); // NaN
+        else
+            fprintf(f, "%.6f", 3 + 5.0 / (double)s);
+        fprintf(f,
+                ",\"aux_loss\":0.1,\"lr\":%g,\"grad_norm\":%g,\"skipped\":%s,\"step_time_s\":0.5,\"tokens_per_s\":2000,"
+                "\"tflops\":0.01,\"mfu\":null,\"rss_bytes\":1,\"layers\":[",
                 1e-3, s == 9 ? 77.5 : 1.5, s == 7 ? "true" : "false");
         for (int l = 0; experts && l < 2; l++)
-            fprintf(f, "%s{\"drop_rate\":0.0625,\"aux_coeff\":0.0125,\"aux_loss\":0.01,\"tokens_per_expert\":[%s],"
-                       "\"overload\":1.5,\"router_entropy\":1.1,\"max1_max2\":%g,\"max2_max3\":null}",
+            fprintf(f,
+                    "%s{\"drop_rate\":0.0625,\"aux_coeff\":0.0125,\"aux_loss\":0.01,\"tokens_per_expert\":[%s],"
+                    "\"overload\":1.5,\"router_entropy\":1.1,\"max1_max2\":%g,\"max2_max3\":null}",
                     l ? "," : "", l ? "50,100,150" : "100,100,100", 2.25 + l);
         fprintf(f, "]}\n");
         if (s % 10 == 0)
@@ -112,8 +118,8 @@ static void lacks(const char *text, const char *what)
 // Every element is closed as often as it is opened, nothing leaves the page, no number is NaN.
 static void sound(const char *text)
 {
-    static const char *const element[] = {"svg", "g", "figure", "section", "div", "table", "style", "title", "p", "main",
-                                          "details", "blockquote", "span", "path", "text"};
+    static const char *const element[] = {"svg", "g",    "figure",  "section",    "div",  "table", "style", "title",
+                                          "p",   "main", "details", "blockquote", "span", "path",  "text"};
     char open[32], open_more[32], close[32];
     for (size_t i = 0; i < sizeof element / sizeof *element; i++) {
         snprintf(open, sizeof open, "<%s>", element[i]);
@@ -148,11 +154,11 @@ static void test_facts(void **state)
     sound(text);
     has(text, "<title>dense, moe – skymoe report</title>");
     has(text, "MixtralForCausalLM, 2 layers, hidden 32, FFN 48, heads 4/2, vocabulary 100, 3 experts, top-2");
-    has(text, "<td>3.2667</td>");          // last evaluation of moe: 3.25 + 1/60
-    has(text, "<td>3.2750</td>");          // of dense: 3.25 + 1/40
+    has(text, "<td>3.2667</td>"); // last evaluation of moe: 3.25 + 1/60
+    has(text, "<td>3.2750</td>"); // of dense: 3.25 + 1/40
     has(text, "<td>60<small>1 skipped</small></td>");
-    has(text, "<td>60 k</td>");            // tokens
-    has(text, "<td>30 s</td>");            // 60 steps of 0.5 s
+    has(text, "<td>60 k</td>"); // tokens
+    has(text, "<td>30 s</td>"); // 60 steps of 0.5 s
     has(text, "Largest of a single step: 77.5.");
     has(text, "Experts of moe");
     lacks(text, "Experts of dense");
@@ -166,11 +172,20 @@ static void test_facts(void **state)
     has(text, "layer 1: 2.25 at 60 k tokens");                // Max1 / Max2
     has(text, "moe, evaluation: 3.267 at 60 k tokens");
     has(text, "dense, evaluation: 3.35 at 10 k tokens");
-    has(text, "dense: 2000 at 40 k tokens");                  // throughput
-    has(text, "<p class=\"none\">No values yet.</p>");        // Max2 / Max3 is null everywhere
-    static const char *const titles[] = {"Loss", "Throughput", "Learning rate", "Gradient norm", "Drop rate",
-                                         "Auxiliary loss coefficient", "Expert load, all layers", "Expert similarity",
-                                         "Max1 / Max2", "Max2 / Max3", "Overload", "Router entropy"};
+    has(text, "dense: 2000 at 40 k tokens");           // throughput
+    has(text, "<p class=\"none\">No values yet.</p>"); // Max2 / Max3 is null everywhere
+    static const char *const titles[] = {"Loss",
+                                         "Throughput",
+                                         "Learning rate",
+                                         "Gradient norm",
+                                         "Drop rate",
+                                         "Auxiliary loss coefficient",
+                                         "Expert load, all layers",
+                                         "Expert similarity",
+                                         "Max1 / Max2",
+                                         "Max2 / Max3",
+                                         "Overload",
+                                         "Router entropy"};
     for (size_t i = 0; i < sizeof titles / sizeof *titles; i++) {
         char heading[64];
         snprintf(heading, sizeof heading, "<h3>%s</h3>", titles[i]);
@@ -190,7 +205,8 @@ static void test_escaping(void **state)
     put("summary.json",
         "{\"dense\":{\"eval_loss\":4.36,\"bits_per_byte\":1.93,\"tokens\":4900000,\"flops\":2.1e14,\"seconds\":233},"
         "\"moe\":{\"eval_loss\":3.951,\"bits_per_byte\":1.778,\"tokens\":12300000,\"flops\":null,\"seconds\":12910},"
-        "\"moe_fp8\":{\"eval_loss\":3.956,\"bits_per_byte\":null},\"<u>\":{\"eval_loss\":5},\"kl_fp8\":0.0031,\"seed\":1,"
+        "\"moe_fp8\":{\"eval_loss\":3.956,\"bits_per_byte\":null},\"<u>\":{\"eval_loss\":5},\"kl_fp8\":0.0031,\"seed\":"
+        "1,"
         "\"samples\":[{\"prompt\":\"A <b>\",\"text\":\" </blockquote><script>alert(1)</script> \\u0007&amp; 中文\","
         "\"model\":\"<x>\"},{}]}");
     const char *runs[] = {strdup(in_root("a<b>&\"'c"))};
@@ -237,9 +253,12 @@ static void test_sparse(void **state)
         "{\"step\":1,\"tokens\":0,\"loss\":null}\n",
         "{\"step\":1,\"tokens\":10,\"loss\":2.5}",
         "{\"step\":5,\"eval_loss\":2.5,\"expert_similarity\":[1]}\n",
-        "{\"step\":5,\"eval_loss\":null,\"expert_similarity\":null}\n{\"step\":6,\"eval_loss\":1,\"expert_similarity\":[null]}\n",
-        "{\"step\":1,\"tokens\":10,\"loss\":1e300,\"layers\":[{}]}\n{\"step\":2,\"tokens\":10,\"loss\":-1e300,\"layers\":[{}]}\n",
-        "{\"step\":1,\"tokens\":10,\"layers\":[{\"tokens_per_expert\":[0,0]}]}\n{\"step\":2,\"tokens\":10,\"layers\":[]}\n",
+        "{\"step\":5,\"eval_loss\":null,\"expert_similarity\":null}\n{\"step\":6,\"eval_loss\":1,\"expert_similarity\":"
+        "[null]}\n",
+        "{\"step\":1,\"tokens\":10,\"loss\":1e300,\"layers\":[{}]}\n{\"step\":2,\"tokens\":10,\"loss\":-1e300,"
+        "\"layers\":[{}]}\n",
+        "{\"step\":1,\"tokens\":10,\"layers\":[{\"tokens_per_expert\":[0,0]}]}\n{\"step\":2,\"tokens\":10,\"layers\":[]"
+        "}\n",
         "{\"step\":1,\"tokens\":10,\"layers\":null,\"skipped\":1}\n{\"step\":2,\"tokens\":1e18,\"skipped\":null}\n",
     };
     assert_int_equal(folder_make(in_root("sparse")), OK);
@@ -309,9 +328,11 @@ static void test_broken(void **state)
             "layers[0].tokens_per_expert is not an array of 2");
     refuses(ROW "{\"step\":2,\"tokens\":20,\"layers\":[{\"tokens_per_expert\":[1,-2]}]}\n", ERR_FORMAT,
             "layers[0].tokens_per_expert[1] is no count");
-    refuses("{\"step\":1,\"eval_loss\":1,\"expert_similarity\":[1,2]}\n{\"step\":2,\"eval_loss\":1,\"expert_similarity\":[1]}\n",
+    refuses("{\"step\":1,\"eval_loss\":1,\"expert_similarity\":[1,2]}\n{\"step\":2,\"eval_loss\":1,\"expert_"
+            "similarity\":[1]}\n",
             ERR_FORMAT, "line 2: expert_similarity has 1 entries, expected 2");
-    refuses("{\"step\":1,\"eval_loss\":1,\"expert_similarity\":7}\n", ERR_FORMAT, "line 1: expert_similarity is no array");
+    refuses("{\"step\":1,\"eval_loss\":1,\"expert_similarity\":7}\n", ERR_FORMAT,
+            "line 1: expert_similarity is no array");
     refuses("{\"step\":1,\"eval_loss\":1,\"expert_similarity\":[\"x\"]}\n", ERR_FORMAT, "no number");
     refuses(ROW "{\"step\":2,\"step\":3}\n", ERR_FORMAT, "line 2");
     refuses("\xff\xfe\n", ERR_FORMAT, "line 1");
@@ -325,8 +346,13 @@ static void test_broken(void **state)
     put("bad/metrics.jsonl", ROW);
     assert_int_equal(report_write(runs, 1, in_root("none.json"), in_root("out.html")), ERR_IO);
     assert_non_null(strstr(fail_message(), "none.json"));
-    static const char *const summaries[] = {"[]", "{\"moe\":{\"eval_loss\":\"x\"}}", "{\"samples\":{}}", "{\"samples\":[1]}",
-                                            "{\"samples\":[{\"text\":1}]}", "{\"seed\":\"one\"}", "{"};
+    static const char *const summaries[] = {"[]",
+                                            "{\"moe\":{\"eval_loss\":\"x\"}}",
+                                            "{\"samples\":{}}",
+                                            "{\"samples\":[1]}",
+                                            "{\"samples\":[{\"text\":1}]}",
+                                            "{\"seed\":\"one\"}",
+                                            "{"};
     for (size_t i = 0; i < sizeof summaries / sizeof *summaries; i++) {
         put("bad.json", summaries[i]);
         assert_int_equal(report_write(runs, 1, in_root("bad.json"), in_root("out.html")), ERR_FORMAT);
@@ -356,8 +382,8 @@ static void test_numbers(void **state)
         enum chart_unit unit;
         const char *text;
     } row[] = {
-        {0.0625, UNIT_PERCENT, "6.25 %"}, {0, UNIT_PERCENT, "0 %"},     {1234, UNIT_COUNT, "1234"},
-        {12340, UNIT_COUNT, "12.3 k"},    {999900, UNIT_COUNT, "1 M"},  {1.5e9, UNIT_COUNT, "1.5 B"},
+        {0.0625, UNIT_PERCENT, "6.25 %"}, {0, UNIT_PERCENT, "0 %"},        {1234, UNIT_COUNT, "1234"},
+        {12340, UNIT_COUNT, "12.3 k"},    {999900, UNIT_COUNT, "1 M"},     {1.5e9, UNIT_COUNT, "1.5 B"},
         {2e12, UNIT_COUNT, "2 T"},        {3.14159, UNIT_NUMBER, "3.142"}, {-0.5, UNIT_NUMBER, "-0.5"},
         {NAN, UNIT_NUMBER, "–"},          {INFINITY, UNIT_COUNT, "–"},
     };
@@ -371,9 +397,9 @@ static void test_numbers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_facts),      cmocka_unit_test(test_escaping), cmocka_unit_test(test_many_rows),
-        cmocka_unit_test(test_sparse),     cmocka_unit_test(test_same_names), cmocka_unit_test(test_broken),
-        cmocka_unit_test(test_command),    cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_facts),   cmocka_unit_test(test_escaping),   cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_sparse),  cmocka_unit_test(test_same_names), cmocka_unit_test(test_broken),
+        cmocka_unit_test(test_command), cmocka_unit_test(test_numbers),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

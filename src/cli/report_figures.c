@@ -57,9 +57,9 @@ static void curve_free(struct curve *c)
     *c = (struct curve){0};
 }
 
-// At most CURVE_POINTS points of a noisy quantity: the mean of the steps around each without the highest and lowest
-// tenth, and the band that the rest fills. The window shrinks towards both ends, so the first and last points are hardly
-// pulled aside. steady: the values themselves.
+// At most CURVE_POINTS points of a noisy quantity: the mean of the steps around each without the highest and the lowest
+// tenth, and the band that the rest fills. The window shrinks towards both ends, so that the first and last points are
+// hardly pulled aside. steady: the values themselves.
 static struct curve smooth(struct page *p, const double *x, const double *y, long n, bool steady)
 {
     long points = n < CURVE_POINTS ? n : CURVE_POINTS, half = steady ? 0 : n / 60;
