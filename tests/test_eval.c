@@ -12,8 +12,8 @@ enum { S = 24 };
 static void make_model(const char *run, const char *config, const char *seed, const char *dtype, const char *data)
 {
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at(data), "--model", at(config), "--output", at(run), "--train-steps", "1", "--seed", seed,
-                    "--dtype", dtype, "--init-std", "0.3", "--seq-length", "16", "--micro-batch-size", "2",
+    OK_OR_FAIL(OPEN(&t, "--data", at(data), "--model", at(config), "--output", at(run), "--train-steps", "1", "--seed",
+                    seed, "--dtype", dtype, "--init-std", "0.3", "--seq-length", "16", "--micro-batch-size", "2",
                     "--global-batch-size", "2", "--eval-interval", "0"));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
@@ -314,8 +314,8 @@ static void test_tasks(void **state)
             if (score_of(&i, prompt[q], choice[c]) > score_of(&i, prompt[q], choice[best])) best = c;
         int said = q == 1 ? (best + 1) % 3 : best;
         right += said == best;
-        OK_OR_FAIL(output_print(&o, "{\"prompt\":\"%s\",\"choices\":[\"%s\",\"%s\",\"%s\"],\"answer\":%d}\n\n", prompt[q],
-                                choice[0], choice[1], choice[2], said));
+        OK_OR_FAIL(output_print(&o, "{\"prompt\":\"%s\",\"choices\":[\"%s\",\"%s\",\"%s\"],\"answer\":%d}\n\n",
+                                prompt[q], choice[0], choice[1], choice[2], said));
     }
     OK_OR_FAIL(output_commit(&o, NULL));
     OK_OR_FAIL(evaluate_tasks(&tasks, &i, at("quiz.jsonl")));
@@ -327,9 +327,9 @@ static void test_tasks(void **state)
 
     static const char *const wrong[] = {
         "{\"prompt\":\"a\"}", "{\"prompt\":\"a\",\"choices\":[\"b\"],\"answer\":0}", "nonsense", "[]", "",
-        "{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}", "{\"prompt\":\"a\",\"choices\":[\"b\",1],\"answer\":0}",
-        "{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"]}", "{\"prompt\":\"a\",\"choices\":[\"b\",\"\"],\"answer\":0}",
-    };
+        "{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}",
+        "{\"prompt\":\"a\",\"choices\":[\"b\",1],\"answer\":0}", "{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"]}",
+    "{\"prompt\":\"a\",\"choices\":[\"b\",\"\"],\"answer\":0}", };
     for (size_t w = 0; w < sizeof wrong / sizeof *wrong; w++) {
         OK_OR_FAIL(file_write(at("quiz.jsonl"), wrong[w], (long)strlen(wrong[w])));
         assert_int_equal(evaluate_tasks(&tasks, &i, at("quiz.jsonl")), ERR_FORMAT);

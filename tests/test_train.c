@@ -2,8 +2,8 @@
 #include "train_util.h"
 
 #define MOE_RUN                                                                                                        \
-    "--micro-batch-size", "2", "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0", "--lr", "3e-3", \
-        "--lr-warmup-steps", "3"
+    "--micro-batch-size", "2", "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0", "--lr",       \
+        "3e-3", "--lr-warmup-steps", "3"
 
 // ---- learning ----
 
@@ -25,9 +25,10 @@ static void test_overfits(void **state)
     for (int i = 0; i < 33; i++) token[i] = i == 0 ? 1 : i == 32 ? 2 : 3 + (int)(rng_bits(5, 5, (uint64_t)i) % 50);
     OK_OR_FAIL(dataset_writer_add(&w, token, 33));
     OK_OR_FAIL(dataset_writer_commit(&w));
-    OK_OR_FAIL(OPEN(&t, "--data", at("poem"), "--model", at("moe.json"), "--output", at("poem-run"), "--train-steps", "150",
-                    "--micro-batch-size", "4", "--global-batch-size", "4", "--seq-length", "16", "--lr", "1e-2",
-                    "--lr-warmup-steps", "10", "--moe-capacity-factor", "0", "--weight-decay", "0", "--save-interval", "0"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("poem"), "--model", at("moe.json"), "--output", at("poem-run"), "--train-steps",
+                    "150", "--micro-batch-size", "4", "--global-batch-size", "4", "--seq-length", "16", "--lr", "1e-2",
+                    "--lr-warmup-steps", "10", "--moe-capacity-factor", "0", "--weight-decay", "0", "--save-interval",
+                        "0"));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
     struct rows r = read_rows(at("poem-run"), "loss");
@@ -68,7 +69,8 @@ static void check_row(const cJSON *row, long step, const cJSON *before, double x
             double pull = xi * number(then, "drop_rate");
             wanted = beta * number(then, "aux_coeff") + (1 - beta) * (pull < most ? pull : most);
         }
-        if (!(fabs(alpha - wanted) <= 1e-6 * wanted)) fail_msg("step %ld: alpha %.9g, expected %.9g", step, alpha, wanted);
+        if (!(fabs(alpha - wanted) <= 1e-6 * wanted)) fail_msg("step %ld: alpha %.9g, expected %.9g", step, alpha,
+                                                               wanted);
     }
     if (!(fabs(number(row, "aux_loss") - aux) <= 1e-6 * aux)) fail_msg("step %ld: aux_loss", step);
 }
@@ -77,9 +79,9 @@ static void test_log(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("log-run"), MOE_RUN, "--train-steps",
-                    "30", "--moe-aux-loss-xi", "0.05", "--moe-aux-loss-beta", "0.9", "--eval-interval", "10",
-                    "--eval-tokens", "300"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("log-run"), MOE_RUN,
+                    "--train-steps", "30", "--moe-aux-loss-xi", "0.05", "--moe-aux-loss-beta", "0.9",
+                    "--eval-interval", "10", "--eval-tokens", "300"));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
     struct rows r = read_rows(at("log-run"), "loss"), e = read_rows(at("log-run"), "eval_loss");
@@ -161,16 +163,18 @@ static void resume_equals(const char *scope, const char *aux, const char *model,
     OK_OR_FAIL(folder_remove(at("whole")));
     OK_OR_FAIL(folder_remove(at("parts")));
 #define SAME                                                                                                           \
-    "--data", at("few"), "--model", model, "--micro-batch-size", "2", "--global-batch-size", "5", "--seq-length", "16",  \
-        "--lr", "3e-3", "--lr-warmup-steps", "3", "--dtype", "bf16", "--lr-decay-steps", "7", "--moe-aux-loss-scope",    \
-        scope, "--moe-aux-loss", aux, "--moe-aux-loss-adaptive", "--moe-aux-loss-xi", "0.02", "--recompute", recompute
+    "--data", at("few"), "--model", model, "--micro-batch-size", "2", "--global-batch-size", "5", "--seq-length",      \
+        "16", "--lr", "3e-3", "--lr-warmup-steps", "3", "--dtype", "bf16", "--lr-decay-steps", "7", "--recompute",     \
+        recompute, "--moe-aux-loss-scope", scope, "--moe-aux-loss", aux, "--moe-aux-loss-adaptive",                    \
+        "--moe-aux-loss-xi", "0.02"
     OK_OR_FAIL(OPEN(&t, SAME, "--output", at("whole"), "--train-steps", "7", "--eval-interval", "0"));
     double epochs = 7 * 5 * 16 / (double)t.data.source[0].data.tokens;
     OK_OR_FAIL(trainer_run(&t));
     double drops = 0;
     for (long l = 0; t.model.balance && l < 2; l++) drops += t.result.drop[l];
     trainer_close(&t);
-    OK_OR_FAIL(OPEN(&t, SAME, "--output", at("parts"), "--train-steps", "2", "--eval-interval", "1", "--save-interval", "1"));
+    OK_OR_FAIL(OPEN(&t, SAME, "--output", at("parts"), "--train-steps", "2", "--eval-interval", "1", "--save-interval",
+                    "1"));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
     OK_OR_FAIL(OPEN(&t, "--output", at("parts"), "--resume", "--train-steps", "7", "--eval-interval", "0"));
@@ -206,8 +210,8 @@ static void test_resume_after_crash(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("crash"), MOE_RUN, "--train-steps",
-                    "6", "--save-interval", "2"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("crash"), MOE_RUN,
+                    "--train-steps", "6", "--save-interval", "2"));
     for (int i = 0; i < 5; i++) {
         OK_OR_FAIL(trainer_step(&t));
         if (t.state.step == 4) OK_OR_FAIL(trainer_save(&t));
@@ -231,11 +235,12 @@ static void test_resume_refused(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN, "--train-steps",
-                    "1"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN,
+                    "--train-steps", "1"));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
-    assert_int_equal(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN), ERR_CONFIG);
+    assert_int_equal(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("once"), MOE_RUN),
+                     ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--resume"));
     assert_int_equal(OPEN(&t, "--output", at("once"), "--resume", "--clip-grad", "3"), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--clip-grad"));
@@ -267,8 +272,9 @@ static void test_skips(void **state)
     (void)state;
     static struct trainer t;
     const char *last = "lm_head.weight", *w = "model.layers.1.self_attn.o_proj.weight";
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("skip"), MOE_RUN, "--train-steps",
-                    "20", "--max-skipped", "3", "--dtype", "f32", "--moe-aux-loss-scope", "global", "--save-interval", "1"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("skip"), MOE_RUN,
+                    "--train-steps", "20", "--max-skipped", "3", "--dtype", "f32", "--moe-aux-loss-scope", "global",
+                        "--save-interval", "1"));
     OK_OR_FAIL(trainer_step(&t));
     OK_OR_FAIL(trainer_save(&t));
     double alpha = t.model.balance[1].alpha, p = t.model.balance[1].global_p[2];
@@ -314,8 +320,8 @@ static void test_culprit(void **state)
     (void)state;
     static struct trainer t;
     const float nan = NAN;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("culprit"), MOE_RUN, "--train-steps",
-                    "2"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("culprit"), MOE_RUN,
+                    "--train-steps", "2"));
     OK_OR_FAIL(trainer_step(&t));
     assert_null(gradient_not_finite(&t.model));
     assert_true(isfinite(gradient_norm(&t.model)));
@@ -331,8 +337,8 @@ static void test_skip_norm(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("dense.json"), "--output", at("spike"), MOE_RUN, "--train-steps",
-                    "9", "--skip-grad-norm", "1e-9", "--max-skipped", "2"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("dense.json"), "--output", at("spike"), MOE_RUN,
+                    "--train-steps", "9", "--skip-grad-norm", "1e-9", "--max-skipped", "2"));
     assert_int_equal(trainer_run(&t), ERR_FORMAT);
     printf("  %s\n", fail_message());
     assert_non_null(strstr(fail_message(), "--skip-grad-norm"));
@@ -366,8 +372,8 @@ static void test_stop(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("stop"), MOE_RUN, "--train-steps",
-                    "50", "--save-interval", "0"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("stop"), MOE_RUN,
+                    "--train-steps", "50", "--save-interval", "0"));
     trainer_request_stop();
     OK_OR_FAIL(trainer_run(&t));
     assert_int_equal(t.state.step, 1);
@@ -383,8 +389,8 @@ static void test_init(void **state)
 {
     (void)state;
     static struct trainer t;
-    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("first"), MOE_RUN, "--train-steps",
-                    "3", "--dtype", "f32"));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("first"), MOE_RUN,
+                    "--train-steps", "3", "--dtype", "f32"));
     OK_OR_FAIL(trainer_run(&t));
     const char *w = "model.layers.0.self_attn.k_proj.weight";
     float value = value_of(&t, w), master;
@@ -451,9 +457,10 @@ static void test_wrong_data(void **state)
     assert_int_equal(trainer_run(&t), ERR_FORMAT);
     assert_non_null(strstr(fail_message(), "holds token 61"));
     trainer_close(&t);
-    assert_int_equal(OPEN(&t, "--data", at("absent"), "--model", at("dense.json"), "--output", at("absent-run")), ERR_IO);
-    OK_OR_FAIL(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("novalid-run"), "--seq-length",
-                    "16"));
+    assert_int_equal(OPEN(&t, "--data", at("absent"), "--model", at("dense.json"), "--output", at("absent-run")),
+                     ERR_IO);
+    OK_OR_FAIL(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("novalid-run"),
+                    "--seq-length", "16"));
     assert_false(t.evaluates); // there is no validation part; nobody asked for one
     trainer_close(&t);
     assert_int_equal(OPEN(&t, "--data", at("wide"), "--model", at("dense.json"), "--output", at("novalid-run2"),

@@ -1,0 +1,283 @@
+// The commands train, eval and generate as a user calls them: exit codes, sentences, files, signals.
+// SKYMOE names the program; without it, the one beside this test's build.
+#include "train_util.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char program[PATH_LENGTH];
+static char *out_text, *err_text; // of the last call
+
+static bool find_program(void)
+{
+    const char *named = getenv("SKYMOE");
+    if (named && realpath(named, program)) return true;
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 16);
+    if (n < 0) return false;
+    program[n] = '\0';
+    for (int up = 0; up < 2; up++) *strrchr(program, '/') = '\0';
+    memcpy(program + strlen(program), "/skymoe", 8);
+    return access(program, X_OK) == 0;
+}
+
+static pid_t start(const char *const *word)
+{
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child) return child;
+    const char *argv[64] = {program};
+    for (int i = 0; word[i]; i++) argv[i + 1] = word[i];
+    int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600), in = open("/dev/null", O_RDONLY);
+    int err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (path_exists(at("stdin"))) in = open(at("stdin"), O_RDONLY);
+    dup2(in, 0);
+    dup2(out, 1);
+    dup2(err, 2);
+    setenv("OMP_NUM_THREADS", "1", 1);
+    execv(program, (char *const *)argv);
+    _exit(99);
+}
+
+// Exit code, and what was printed.
+static int finish(pid_t child)
+{
+    int code;
+    long bytes;
+    assert_true(waitpid(child, &code, 0) == child);
+    free(out_text);
+    free(err_text);
+    OK_OR_FAIL(file_read(&out_text, &bytes, at("stdout"), 1 << 26));
+    OK_OR_FAIL(file_read(&err_text, &bytes, at("stderr"), 1 << 26));
+    return WIFEXITED(code) ? WEXITSTATUS(code) : 1000 + WTERMSIG(code);
+}
+
+#define RUN(...) finish(start((const char *const[]){__VA_ARGS__, NULL}))
+
+// That code and, as the last line on stderr, a sentence with that part in it.
+static void failed(int code, int wanted, const char *part)
+{
+    if (code != wanted) fail_msg("exit code %d, expected %d: %s", code, wanted, err_text);
+    size_t n = strlen(err_text);
+    assert_true(n > 1 && err_text[n - 1] == '\n');
+    err_text[n - 1] = '\0';
+    const char *last = strrchr(err_text, '\n') ? strrchr(err_text, '\n') + 1 : err_text;
+    if (strncmp(last, "skymoe ", 7) || !strstr(last, part)) fail_msg("stderr is '%s', expected '%s' in it", last, part);
+}
+#define FAILS(code, part, ...) failed(RUN(__VA_ARGS__), code, part)
+#define WORKS(...)                                                                                                     \
+    do {                                                                                                               \
+        int code_ = RUN(__VA_ARGS__);                                                                                  \
+        if (code_ != 0) fail_msg("exit code %d: %s", code_, err_text);                                                 \
+    } while (0)
+
+static cJSON *printed_json(void)
+{
+    cJSON *json;
+    OK_OR_FAIL(json_parse(&json, out_text, (long)strlen(out_text), "stdout"));
+    return json;
+}
+
+#define SMALL "--micro-batch-size", "2", "--global-batch-size", "4", "--seq-length", "16", "--quiet"
+
+static void test_train_refuses(void **state)
+{
+    (void)state;
+    FAILS(2, "none was given", "train", "--data", at("text"), "--output", at("r0"));
+    FAILS(2, "--output: is missing", "train", "--data", at("text"), "--model", at("moe.json"));
+    FAILS(2, "--data: is missing", "train", "--model", at("moe.json"), "--output", at("r0"));
+    FAILS(2, "did you mean --micro-batch-size", "train", "--micro-batchsize", "4");
+    FAILS(2, "--tensor-parallel-size: unknown option", "train", "--tensor-parallel-size", "2");
+    FAILS(2, "--lr", "train", "--lr", "fast");
+    FAILS(2, "--lr-schedule", "train", "--lr-schedule", "cubic");
+    FAILS(2, "--moe-aux-loss", "train", "--moe-aux-loss", "bias");
+    FAILS(2, "--seq-length 128", "train", "--data", at("text"), "--model", at("moe.json"), "--output", at("r0"),
+          "--seq-length", "128");
+    FAILS(2, "too much", "train", "--data", at("text"), "--model", at("moe.json"), "--output", at("r0"), SMALL,
+          "--memory-limit-gib", "1e-5");
+    FAILS(1, "absent", "train", "--data", at("absent"), "--model", at("moe.json"), "--output", at("r0"), SMALL);
+    FAILS(1, "absent.json", "train", "--data", at("text"), "--model", at("absent.json"), "--output", at("r0"), SMALL);
+    FAILS(1, "no checkpoint", "train", "--output", at("r0"), "--resume");
+    OK_OR_FAIL(file_write(at("broken.json"), "{\"architectures\":", 17));
+    FAILS(1, "broken.json", "train", "--data", at("text"), "--model", at("broken.json"), "--output", at("r0"), SMALL);
+    OK_OR_FAIL(file_write(at("wrong.conf"), "lrr = 1\n", 8));
+    FAILS(2, "lrr", "train", "--config", at("wrong.conf"));
+    assert_false(path_exists(at("r0"))); // nothing was written on the way
+}
+
+static void test_train_and_resume(void **state)
+{
+    (void)state;
+    WORKS("train", "--data", at("text"), "--model", at("moe.json"), "--output", at("r1"), SMALL, "--train-steps", "4",
+          "--save-interval", "2", "--json");
+    cJSON *json = printed_json();
+    assert_int_equal((long)number(json, "step"), 4);
+    assert_int_equal((long)number(json, "tokens"), 4 * 4 * 16);
+    cJSON_Delete(json);
+    assert_true(path_exists(at("r1/step-000002/training/state.json")) && path_exists(at("r1/step-000004/config.json")));
+    FAILS(2, "already holds a run (continue it with --resume", "train", "--data", at("text"), "--model", at("moe.json"),
+          "--output", at("r1"), SMALL);
+    FAILS(2, "--weight-decay: cannot change", "train", "--output", at("r1"), "--resume", "--weight-decay", "0.3");
+    FAILS(2, "more than one was given", "train", "--output", at("r1"), "--resume", "--model", at("moe.json"));
+    WORKS("train", "--output", at("r1"), "--resume", "--train-steps", "6", "--lr", "1e-3", "--threads", "1", "--quiet");
+    assert_non_null(strstr(out_text, "r1/step-000006"));
+    struct rows r = read_rows(at("r1"), "loss");
+    assert_int_equal(r.n, 6);
+    free_rows(&r);
+    WORKS("train", "--output", at("r1"), "--resume"); // is at its end
+    assert_non_null(strstr(err_text, "raise --train-steps"));
+}
+
+// What a person sees: the model's shape, the formula, progress, the first drop rate of an initialised MoE.
+static void test_train_says(void **state)
+{
+    (void)state;
+    WORKS("train", "--data", at("text"), "--init", at("r1"), "--output", at("r2"), "--micro-batch-size", "2",
+          "--global-batch-size", "4", "--seq-length", "16", "--train-steps", "2", "--eval-interval", "2");
+    static const char *const said[] = {"SkyworkForCausalLM, 2 layers", "4 experts, top-2", "6 L H C S", "GiB planned",
+                                       "step 2/2: loss", "tokens/s", "drop rate before the first update",
+                                       "evaluation loss", "saved"};
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++)
+        if (!strstr(err_text, said[i])) fail_msg("'%s' is missing in: %s", said[i], err_text);
+}
+
+static void test_signals(void **state)
+{
+    (void)state;
+    static const int signals[] = {SIGTERM, SIGINT};
+    for (int s = 0; s < 2; s++) {
+        const char *run = at(s ? "r4" : "r3");
+        pid_t child = start((const char *const[]){"train", "--data", at("text"), "--model", at("moe.json"), "--output", run,
+                                                  SMALL, "--train-steps", "100000000", "--save-interval", "0",
+                                                  "--eval-interval", "0", NULL});
+        char metrics[PATH_LENGTH], path[PATH_LENGTH];
+        OK_OR_FAIL(path_join(metrics, run, "metrics.jsonl"));
+        struct file_map map = {0};
+        for (int wait = 0; wait < 3000 && map.bytes == 0; wait++) { // until the first step is logged
+            usleep(10000);
+            if (path_exists(metrics)) {
+                OK_OR_FAIL(file_map_open(&map, metrics));
+                file_map_close(&(struct file_map){.data = map.data, .bytes = map.bytes});
+            }
+        }
+        kill(child, signals[s]);
+        int code = finish(child);
+        if (code != 0) fail_msg("exit code %d: %s", code, err_text);
+        OK_OR_FAIL(checkpoint_latest(path, run));
+        OK_OR_FAIL(folder_verify(path));
+        struct rows r = read_rows(run, "loss");
+        char last[64];
+        snprintf(last, sizeof last, "step-%06ld", r.n);
+        assert_non_null(strstr(path, last)); // every step that was logged is in the checkpoint
+        free_rows(&r);
+    }
+}
+
+static void test_eval(void **state)
+{
+    (void)state;
+    WORKS("eval", "--model", at("r1"), "--data", at("text"), "--seq-length", "16", "--json");
+    cJSON *json = printed_json();
+    assert_true(fabs(log(number(json, "ppl")) - number(json, "loss")) < 1e-9);
+    assert_true(number(json, "tokens") > 100 && number(json, "bytes") == 0);
+    assert_true(cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, "bits_per_byte"))); // there is no tokenizer
+    cJSON_Delete(json);
+    WORKS("eval", "--model", at("r1/step-000004"), "--data", at("text"), "--data-split", "train", "--max-tokens", "40",
+          "--seq-length", "16");
+    assert_non_null(strstr(out_text, "tokens 40\n"));
+    FAILS(2, "none is given", "eval", "--model", at("r1"));
+    FAILS(2, "more than one", "eval", "--model", at("r1"), "--data", at("text"), "--tokens", "1,2");
+    FAILS(2, "--model: is missing", "eval", "--data", at("text"));
+    FAILS(2, "--logits: needs --tokens", "eval", "--model", at("r1"), "--data", at("text"), "--logits", at("x.npy"));
+    FAILS(1, "nowhere", "eval", "--model", at("nowhere"), "--data", at("text"));
+    FAILS(1, "tokenizer.model", "eval", "--model", at("r1"), "--tasks", at("text_train.idx"));
+    FAILS(2, "65 positions", "eval", "--model", at("r1"), "--data", at("text"), "--seq-length", "65");
+}
+
+static void test_logits(void **state)
+{
+    (void)state;
+    WORKS("eval", "--model", at("r1"), "--tokens", "1,5,9,20", "--logits", at("logits.npy"), "--json");
+    cJSON *json = printed_json();
+    char *npy;
+    long bytes, n = 4, rows_bytes = 4 * n * TINY_V;
+    OK_OR_FAIL(file_read(&npy, &bytes, at("logits.npy"), 1 << 20));
+    assert_memory_equal(npy, "\x93NUMPY\x01\x00", 8);
+    long header = (unsigned char)npy[8] + 256 * (unsigned char)npy[9];
+    assert_int_equal((10 + header) % 64, 0);
+    assert_int_equal(bytes, 10 + header + rows_bytes);
+    assert_int_equal(npy[10 + header - 1], '\n');
+    assert_non_null(strstr(npy + 10, "'descr': '<f4', 'fortran_order': False, 'shape': (4, 61), "));
+    const int ids[] = {1, 5, 9, 20};
+    double nats = 0;
+    for (long t = 0; t < 3; t++) {
+        float row[TINY_V];
+        double sum = 0;
+        memcpy(row, npy + 10 + header + t * (long)sizeof row, sizeof row);
+        for (long v = 0; v < TINY_V; v++) sum += exp((double)row[v]);
+        nats += log(sum) - (double)row[ids[t + 1]];
+    }
+    assert_true(fabs(nats / 3 - number(json, "loss")) < 1e-6);
+    assert_int_equal((long)number(json, "tokens"), 3);
+    free(npy);
+    cJSON_Delete(json);
+    OK_OR_FAIL(file_write(at("ids.txt"), "1, 5\n9 20\n", 10));
+    WORKS("eval", "--model", at("r1"), "--tokens", at("ids.txt"));
+    FAILS(1, "nofile", "eval", "--model", at("r1"), "--tokens", at("nofile"));
+    FAILS(2, "token 61", "eval", "--model", at("r1"), "--tokens", "1,61");
+    FAILS(1, "ids.txt", "eval", "--model", at("r1"), "--tokens", at("ids.txt"), "--logits", at("ids.txt/x.npy"));
+}
+
+static void test_generate(void **state)
+{
+    (void)state;
+    char *first;
+    WORKS("generate", "--model", at("r1"), "--prompt-ids", "1,5,9", "--max-tokens", "9", "--json", "--seed", "3");
+    cJSON *json = printed_json();
+    assert_true(number(json, "prompt_tokens") == 3);
+    assert_true(cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, "text")));
+    int n = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(json, "token_ids"));
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(json, "logprobs")), n);
+    const char *reason = cJSON_GetObjectItemCaseSensitive(json, "finish_reason")->valuestring;
+    assert_true(n == 9 ? !strcmp(reason, "length") : !strcmp(reason, "stop"));
+    cJSON_Delete(json);
+    first = strdup(out_text);
+    WORKS("generate", "--model", at("r1"), "--prompt-ids", "1,5,9", "--max-tokens", "9", "--json", "--seed", "3",
+          "--threads", "2");
+    assert_string_equal(first, out_text);
+    WORKS("generate", "--model", at("r1"), "--prompt-ids", "1,5,9", "--max-tokens", "9", "--json", "--seed", "4");
+    assert_string_not_equal(first, out_text);
+    free(first);
+    WORKS("generate", "--model", at("r1"), "--prompt-ids", "1,5,9", "--temperature", "0", "--max-tokens", "3");
+    FAILS(2, "none is given", "generate", "--model", at("r1"));
+    FAILS(2, "both are given", "generate", "--model", at("r1"), "--prompt", "a", "--prompt-ids", "1");
+    FAILS(1, "tokenizer.model", "generate", "--model", at("r1"), "--prompt", "hello");
+    FAILS(2, "is not a token id", "generate", "--model", at("r1"), "--prompt-ids", "1,x");
+    FAILS(2, "token 61", "generate", "--model", at("r1"), "--prompt-ids", "1,61");
+    FAILS(2, "--top-p", "generate", "--model", at("r1"), "--prompt-ids", "1", "--top-p", "0");
+    FAILS(2, "--max-tokens 100", "generate", "--model", at("r1"), "--prompt-ids", "1", "--max-tokens", "100");
+    WORKS("generate", "--model", at("r1"), "--prompt-ids", "1", "--seed", "5", "--json"); // the default fits itself in
+    json = printed_json();
+    assert_true(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(json, "token_ids")) <= 63);
+    cJSON_Delete(json);
+}
+
+static int set_up(void **state)
+{
+    if (!find_program() || make_temporary(state) != 0) return -1;
+    write_config("moe.json", true);
+    write_data("text_train", 20, 60, 1);
+    write_data("text_valid", 10, 60, 2);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_train_refuses), cmocka_unit_test(test_train_and_resume), cmocka_unit_test(test_train_says),
+        cmocka_unit_test(test_signals),       cmocka_unit_test(test_eval),             cmocka_unit_test(test_logits),
+        cmocka_unit_test(test_generate),
+    };
+    return cmocka_run_group_tests(tests, set_up, remove_temporary);
+}
