@@ -43,6 +43,8 @@ static void put_step(struct json_out *o, const struct trainer *t)
     json_begin(o, NULL, '{');
     json_put_long(o, "step", r->step);
     json_put_long(o, "tokens", t->state.tokens);
+    json_put_real(o, "flops", (double)t->state.tokens * config_train_flops_per_token(&t->config, t->o.S));
+    json_put_real(o, "seconds", t->state.seconds);
     json_put_real(o, "loss", r->loss);
     if (t->data.sources > 1) {
         json_begin(o, "source_loss", '[');

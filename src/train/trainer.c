@@ -175,6 +175,7 @@ static enum status build(struct trainer *t)
     TRY(model_init(&t->model, &t->config, &mo));
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) t->model.balance[l].alpha = t->balance.alpha_max;
     TRY(balance_state_init(&t->state, &t->model, &t->balance));
+    t->state.samples = t->o.data_skip; // a resumed run reads its own below
     return step_init(t);
 }
 
