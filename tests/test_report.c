@@ -185,7 +185,7 @@ static void test_facts(void **state)
                                          "Max1 / Max2",
                                          "Max2 / Max3",
                                          "Overload",
-                                         "Router entropy"};
+                                         "Router entropy", "Auxiliary loss"};
     for (size_t i = 0; i < sizeof titles / sizeof *titles; i++) {
         char heading[64];
         snprintf(heading, sizeof heading, "<h3>%s</h3>", titles[i]);

@@ -13,7 +13,7 @@ static const double far = 1e300;
 
 static const char *const row_names[ROW_FIELDS] = {"tokens",       "loss",        "lr",    "grad_norm",
                                                   "tokens_per_s", "step_time_s", "tflops"};
-static const char *const layer_names[LAYER_FIELDS] = {"drop_rate",      "aux_coeff", "overload",
+static const char *const layer_names[LAYER_FIELDS] = {"drop_rate",      "aux_coeff", "aux_loss", "overload",
                                                       "router_entropy", "max1_max2", "max2_max3"};
 
 struct reading {

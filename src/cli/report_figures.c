@@ -322,6 +322,7 @@ void figures_experts(struct page *p, const struct report_run *r, long index)
          false, true},
         {LAYER_ENTROPY, "Router entropy", "Of the gate's distribution over all experts.", "nats", UNIT_NUMBER, false,
          false},
+        {LAYER_AUX, "Auxiliary loss", "Before its coefficient.", "loss", UNIT_NUMBER, true, true},
     };
     markup_print(p->m, "<section class=\"run%ld\"><h2>Experts of ", index);
     markup_text(p->m, r->label);
