@@ -148,8 +148,8 @@ static void test_signals(void **state)
     static const int signals[] = {SIGTERM, SIGINT};
     for (int s = 0; s < 2; s++) {
         const char *run = at(s ? "r4" : "r3");
-        pid_t child = start((const char *const[]){"train", "--data", at("text"), "--model", at("moe.json"), "--output", run,
-                                                  SMALL, "--train-steps", "100000000", "--save-interval", "0",
+        pid_t child = start((const char *const[]){"train", "--data", at("text"), "--model", at("moe.json"), "--output",
+                                                  run, SMALL, "--train-steps", "100000000", "--save-interval", "0",
                                                   "--eval-interval", "0", NULL});
         char metrics[PATH_LENGTH], path[PATH_LENGTH];
         OK_OR_FAIL(path_join(metrics, run, "metrics.jsonl"));
@@ -275,8 +275,9 @@ static int set_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_train_refuses), cmocka_unit_test(test_train_and_resume), cmocka_unit_test(test_train_says),
-        cmocka_unit_test(test_signals),       cmocka_unit_test(test_eval),             cmocka_unit_test(test_logits),
+        cmocka_unit_test(test_train_refuses), cmocka_unit_test(test_train_and_resume),
+        cmocka_unit_test(test_train_says),    cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_eval),          cmocka_unit_test(test_logits),
         cmocka_unit_test(test_generate),
     };
     return cmocka_run_group_tests(tests, set_up, remove_temporary);

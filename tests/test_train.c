@@ -441,6 +441,20 @@ static void test_sources(void **state)
     free_rows(&r);
 }
 
+static void test_data_skip(void **state)
+{
+    (void)state;
+    static struct trainer a, b;
+    OK_OR_FAIL(OPEN(&a, "--data", at("text"), "--model", at("dense.json"), "--output", at("ahead"), MOE_RUN));
+    for (int i = 0; i < 2; i++) OK_OR_FAIL(trainer_step(&a));
+    OK_OR_FAIL(OPEN(&b, "--data", at("text"), "--model", at("dense.json"), "--output", at("behind"), MOE_RUN,
+                    "--data-skip", "6"));
+    OK_OR_FAIL(trainer_step(&b));
+    assert_memory_equal(a.ints, b.ints, 4 * 6 * 16 * sizeof *a.ints); // its first step reads the other's second
+    trainer_close(&a);
+    trainer_close(&b);
+}
+
 // Data of a larger vocabulary than the model's is refused in a sentence.
 static void test_wrong_data(void **state)
 {
@@ -489,7 +503,8 @@ int main(void)
         cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),
         cmocka_unit_test(test_norm),           cmocka_unit_test(test_stop),
         cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
-        cmocka_unit_test(test_sources),        cmocka_unit_test(test_wrong_data),
+        cmocka_unit_test(test_sources),        cmocka_unit_test(test_data_skip),
+        cmocka_unit_test(test_wrong_data),
     };
     return cmocka_run_group_tests(tests, set_up, remove_temporary);
 }
