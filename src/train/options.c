@@ -23,8 +23,6 @@ const struct setting train_rows[] = {
     {"data-skip", SETTING_LONG, AT(data_skip), "0", 0, 0x1p53, NULL,
      "new runs: first sample of --data; a run that goes on from another one starts behind what that one read"},
 
-    {"data-skip", SETTING_LONG, AT(data_skip), "0", 0, 1e15, NULL,
-     "samples of the data's order that another run has used: start behind them"},
     {"seed", SETTING_LONG, AT(seed), "1", 0, 0x1p53, NULL, "order of the data and random weights follow from it"},
 
     {"micro-batch-size", SETTING_LONG, AT(micro_batch), "8", 1, 1 << 20, NULL,

@@ -11,7 +11,6 @@ struct train_options {
     const char *data, *output, *model, *init;
     bool resume, data_restart;
     long data_skip;
-    long data_skip;
     long seed; // its row replaces the common one: part of what a checkpoint keeps
 
     long micro_batch, global_batch, S, train_steps;
