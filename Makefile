@@ -21,7 +21,7 @@ CHECKED = -fno-omit-frame-pointer -fno-sanitize-recover=undefined -DSKYMOE_TEST_
 ASAN = OUT=build/asan MODE="-O1 -g" EXTRA="-fsanitize=address,undefined $(CHECKED)"
 FUZZ = OUT=build/fuzz MODE="-O1 -g" CC=clang CXX=clang++ OPENMP= \
     EXTRA="-fsanitize=fuzzer-no-link,address,undefined $(CHECKED)"
-CLANG = OUT=build/clang MODE=-O1 CC=clang CXX=clang++ OPENMP= EXTRA="-Werror -Wshorten-64-to-32 -Wcomma -Wconditional-uninitialized \
+CLANG = OUT=build/clang MODE=-O1 CC=clang CXX=clang++ OPENMP= EXTRA="-Werror -Wshorten-64-to-32 -Wconditional-uninitialized \
     -Wunreachable-code-aggressive -Wnewline-eof -Wextra-semi -Wmissing-variable-declarations -Wundef"
 
 all: $(OUT)/skymoe  ## the program, build/skymoe

@@ -106,8 +106,8 @@ static void test_distributions(void **state)
         variance += z * z / N;
         fourth += z * z * z * z / N;
     }
-    print_message("means: u %.4f (0.5) u^2 %.4f (0.3333) z %.4f (0) z^2 %.4f (1) z^4 %.3f (3)\n", uniform, squares, normal,
-                  variance, fourth);
+    print_message("means: u %.4f (0.5) u^2 %.4f (0.3333) z %.4f (0) z^2 %.4f (1) z^4 %.3f (3)\n", uniform, squares,
+                  normal, variance, fourth);
     assert_true(fabs(uniform - 0.5) < 0.005 && fabs(squares - 1.0 / 3) < 0.005); // five standard deviations
     assert_true(fabs(normal) < 0.016 && fabs(variance - 1) < 0.023 && fabs(fourth - 3) < 0.16);
     assert_true(rng_uniform(3, 5, 7) == rng_uniform(3, 5, 7));
@@ -182,7 +182,7 @@ static uint32_t masked(const void *data, long bytes)
     return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
 }
 
-// Walks the records of an event file, checking lengths and checksums; returns how many, and whether `tag` = value is in.
+// Walks the records of an event file, checking lengths and checksums; returns how many. *value: the last one of `tag`.
 static long walk_events(const char *path, const char *tag, float *value)
 {
     struct file_map map;

@@ -31,8 +31,10 @@ static void test_good(void **state)
 {
     (void)state;
     static const char *const good[] = {
-        "{}", "[]", " [ ] ", "null", "true", "-0", "0.5e-3", "1E+2", "\"\"", "[1,2,[3,{\"a\":null}]]", "\t\r\n{\"a\" : 1}\n",
-        "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e4\\ud83d\\ude00\"", "\"\xe4\xb8\xad\xf0\x9f\x98\x80\x7f\"", "{\"a\":1,\"A\":2}", "{\"\":1}",
+        "{}", "[]", " [ ] ", "null", "true", "-0", "0.5e-3", "1E+2", "\"\"", "[1,2,[3,{\"a\":null}]]",
+        "\t\r\n{\"a\" : 1}\n",
+        "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e4\\ud83d\\ude00\"", "\"\xe4\xb8\xad\xf0\x9f\x98\x80\x7f\"",
+        "{\"a\":1,\"A\":2}", "{\"\":1}",
         "123456789012345678901234567890", "1e-999", "[[[[[[[[[[]]]]]]]]]]",
     };
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
@@ -140,7 +142,8 @@ static void test_depth(void **state)
 static void test_damage(void **state)
 {
     (void)state;
-    const char *text = "{\"a\":[1,-2.5e3,true,false,null],\"b\":{\"c\":\"x\\u00e4\\ud83d\\ude00\\n\xe4\xb8\xad\"},\"d\":[]}";
+    const char *text = "{\"a\":[1,-2.5e3,true,false,null],"
+                       "\"b\":{\"c\":\"x\\u00e4\\ud83d\\ude00\\n\xe4\xb8\xad\"},\"d\":[]}";
     long bytes = (long)strlen(text);
     cJSON *json;
     for (long n = 0; n < bytes; n++) assert_int_equal(parse_bytes(&json, text, n), ERR_FORMAT);
@@ -221,8 +224,8 @@ static void test_fields(void **state)
     double x = -7;
     bool b = false;
     const char *t = NULL;
-    assert_int_equal(parse(&j, "{\"n\":12,\"whole\":2.0,\"half\":2.5,\"huge\":1e300,\"text\":\"hi\",\"yes\":true,\"null\":null,"
-                               "\"list\":[],\"big\":9007199254740993000}"), OK);
+    assert_int_equal(parse(&j, "{\"n\":12,\"whole\":2.0,\"half\":2.5,\"huge\":1e300,\"text\":\"hi\",\"yes\":true,"
+                               "\"null\":null,\"list\":[],\"big\":9007199254740993000}"), OK);
     assert_int_equal(json_long(&n, j, "n", 5, 0, 100, "f"), OK);
     assert_int_equal(n, 12);
     assert_int_equal(json_long(&n, j, "whole", 5, 0, 100, "f"), OK);
@@ -294,8 +297,11 @@ static void test_reals(void **state)
     static const struct {
         double value;
         const char *text;
-    } row[] = {{0, "0"}, {100, "100"}, {1e15, "1000000000000000"}, {1e16, "1e+16"}, {0.3, "0.3"}, {1.0 / 3, "0.3333333333333333"},
-               {5e-324, "5e-324"}, {1.7976931348623157e308, "1.7976931348623157e+308"}, {-2.5, "-2.5"}, {1e-5, "1e-05"}};
+    } row[] = {
+        {0, "0"},          {100, "100"}, {1e15, "1000000000000000"},         {1e16, "1e+16"},
+        {0.3, "0.3"},      {-2.5, "-2.5"}, {1.0 / 3, "0.3333333333333333"},  {1e-5, "1e-05"},
+        {5e-324, "5e-324"}, {1.7976931348623157e308, "1.7976931348623157e+308"},
+    };
     char text[NUMBER_TEXT];
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
         real_text(text, row[i].value);

@@ -98,8 +98,8 @@ static void test_defaults(void **state)
 static void test_command_line(void **state)
 {
     (void)state;
-    assert_int_equal(PARSE("a", "--lr", "0.5", "b c", "--input=d", "--no-document-mask", "--extra", "--threads=2", "--quiet",
-                           "--model", "my dir", "--split", "1", "--", "--e"), OK);
+    assert_int_equal(PARSE("a", "--lr", "0.5", "b c", "--input=d", "--no-document-mask", "--extra", "--threads=2",
+                           "--quiet", "--model", "my dir", "--split", "1", "--", "--e"), OK);
     assert_true(o.lr == 0.5);
     assert_false(o.mask);
     assert_true(o.extra);
@@ -134,7 +134,7 @@ static void test_refused(void **state)
 {
     (void)state;
     ASSERT_REFUSED("--lrr: unknown option (did you mean --lr?)", "--lrr", "1");
-    ASSERT_REFUSED("--train-step: unknown option (did you mean --train-steps?)", "--train-step", "1"); // no abbreviations
+    ASSERT_REFUSED("--train-step: unknown option (did you mean --train-steps?)", "--train-step", "1");
     ASSERT_REFUSED("--no-extras: unknown option (did you mean --no-extra?)", "--no-extras");
     ASSERT_REFUSED("--no-lr: unknown option (did you mean --lr?)", "--no-lr");
     ASSERT_REFUSED("-x: unknown option (did you mean --lr?)", "-x");
@@ -154,8 +154,8 @@ static void test_refused(void **state)
     ASSERT_REFUSED("--train-steps: '9223372036854775808' is not a whole number (allowed: at least 1)", "--train-steps",
                    "9223372036854775808");
     ASSERT_REFUSED("--num-experts: '65' is not in range (allowed: 2 to 64)", "--num-experts", "65");
-    ASSERT_REFUSED("--capacity: '1.0123456789' is not a number with at most 9 decimals (allowed: 0 to 100)", "--capacity",
-                   "1.0123456789");
+    ASSERT_REFUSED("--capacity: '1.0123456789' is not a number with at most 9 decimals (allowed: 0 to 100)",
+                   "--capacity", "1.0123456789");
     ASSERT_REFUSED("--dtype: 'f16' is not a choice (allowed: f32, bf16)", "--dtype", "f16");
     ASSERT_REFUSED("--dtype: 'f32|bf16' is not a choice (allowed: f32, bf16)", "--dtype", "f32|bf16");
     ASSERT_REFUSED("--threads: '-1' is not in range (allowed: 0 to 4096)", "--threads", "-1");
@@ -220,7 +220,8 @@ static void test_config_file(void **state)
     assert_string_equal(o.input.item[2], "d#e");
     assert_string_equal(o.input.item[3], "last");
     assert_true(set[4]);
-    assert_int_equal(PARSE("z", "--lr", "0.25", "--config", config_path, "--threads", "1"), OK); // the command line wins
+    // The command line wins.
+    assert_int_equal(PARSE("z", "--lr", "0.25", "--config", config_path, "--threads", "1"), OK);
     assert_true(o.lr == 0.25);
     assert_int_equal(common.threads, 1);
     assert_int_equal(o.input.n, 1);
@@ -257,8 +258,8 @@ static void test_dump(void **state)
     assert_int_equal(parse(NULL), OK);
     assert_dump("document-mask = on\nextra = off\ntrain-steps = 100\nnum-experts = \nlr = 0.0003\ncapacity = 1.1\n"
                 "model = \ndtype = bf16\ninput = \nsplit = 98 1 1\n");
-    assert_int_equal(PARSE("--model", "a \"b\" # \\n c\n\td\r \xe4\xb8\xad\x01", "", "x y", "#z", "--lr=0.1", "--num-experts=8",
-                           "--capacity=0.000000001", "--train-steps=9007199254740993"), OK);
+    assert_int_equal(PARSE("--model", "a \"b\" # \\n c\n\td\r \xe4\xb8\xad\x01", "", "x y", "#z", "--lr=0.1",
+                           "--num-experts=8", "--capacity=0.000000001", "--train-steps=9007199254740993"), OK);
     char model[64];
     snprintf(model, sizeof model, "%s", o.model);
     assert_dump(NULL);

@@ -29,7 +29,7 @@ enum status arena_reserve(struct arena *a)
 
 void *arena_take(struct arena *a, long count, long size)
 {
-    long bytes;
+    long bytes = 0;
     CHECK(count >= 0 && size >= 0 && !__builtin_mul_overflow(count, size, &bytes));
     CHECK(bytes <= __LONG_MAX__ - ARENA_ALIGN - a->used);
     long start = a->used;

@@ -76,7 +76,8 @@ long disk_free_bytes(const char *path); // -1 when unknown
 uint64_t xxh3(const void *data, long bytes);
 uint32_t crc32c(const void *data, long bytes); // TensorBoard's
 
-// For tests: the n-th write (1-based, counted over all outputs, appends, syncs and renames) and all later ones fail with ENOSPC. 0: off.
+// For tests: the n-th write (1-based, counted over all outputs, appends, syncs and renames) and all later ones fail
+// with ENOSPC. 0: off.
 // Also set by the environment variable SKYMOE_FAIL_WRITE in test builds (-DSKYMOE_TEST_FAULTS).
 void files_fail_write(long n);
 long files_write_count(void);

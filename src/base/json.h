@@ -8,8 +8,8 @@
 
 #include "base/status.h"
 
-// Parses `bytes` bytes, strictly (RFC 8259). `name` (a path) begins every message. ERR_FORMAT: not UTF-8, too deep (64),
-// duplicate keys in an object, text after the value, a number beyond double, \u0000 (texts end at a NUL), malformed.
+// Parses `bytes` bytes, strictly (RFC 8259). `name` (a path) begins every message. ERR_FORMAT: not UTF-8, too deep
+// (64), duplicate keys in an object, text after the value, a number beyond double, \u0000, malformed.
 // The caller frees with cJSON_Delete.
 MUST_USE enum status json_parse(cJSON **json, const char *text, long bytes, const char *name);
 MUST_USE enum status json_read(cJSON **json, const char *path, long limit);
@@ -48,9 +48,9 @@ struct json_out {
 };
 void json_begin(struct json_out *o, const char *key, char bracket); // '{' or '['; key NULL at top level and in arrays
 void json_end(struct json_out *o, char bracket);                    // '}' or ']'
-void json_put_text(struct json_out *o, const char *key, const char *value); // escapes; NULL -> null; not UTF-8 -> U+FFFD
+void json_put_text(struct json_out *o, const char *key, const char *value); // NULL -> null; not UTF-8 -> U+FFFD
 void json_put_long(struct json_out *o, const char *key, long value);
-void json_put_real(struct json_out *o, const char *key, double value); // shortest that reads back equal; NaN, Inf -> null
+void json_put_real(struct json_out *o, const char *key, double value); // shortest that reads back; NaN, Inf -> null
 void json_put_bool(struct json_out *o, const char *key, bool value);
 void json_put_null(struct json_out *o, const char *key);
 MUST_USE enum status json_out_status(const struct json_out *o);

@@ -231,7 +231,8 @@ static enum status events_name(char path[PATH_LENGTH], const char *run)
     for (char *c = host; *c; c++)
         if (*c == '/') *c = '-';
     for (int number = 0;; number++) {
-        snprintf(name, sizeof name, "events.out.tfevents.%ld.%s.%ld.%d", (long)time(NULL), host, (long)getpid(), number);
+        snprintf(name, sizeof name, "events.out.tfevents.%ld.%s.%ld.%d", (long)time(NULL), host, (long)getpid(),
+                 number);
         TRY(path_join(path, run, name));
         if (!path_exists(path)) return OK;
     }

@@ -9,8 +9,8 @@ struct metrics {
     int jsonl, events;
     char jsonl_path[PATH_LENGTH], events_path[PATH_LENGTH];
 };
-// Appends to RUN/metrics.jsonl and starts a new event file. On resume, rows of steps after `step` (a crash happened after
-// the checkpoint) are cut from metrics.jsonl first.
+// Appends to RUN/metrics.jsonl and starts a new event file. On resume, rows of steps after `step` (a crash happened
+// after the checkpoint) are cut from metrics.jsonl first.
 MUST_USE enum status metrics_open(struct metrics *m, const char *run, long step);
 void metrics_close(struct metrics *m);
 

@@ -327,9 +327,10 @@ static void long_options(struct option options[2 * ROWS_MAX + 1], const struct p
     for (long i = 0; i < rows_n(p); i++) {
         const struct setting *r = row_at(p, i);
         if (!r) continue;
-        bool has_position = r->type == SETTING_SWITCH;
-        options[n++] = (struct option){r->name, has_position ? optional_argument : required_argument, NULL, (int)i + 256};
-        if (has_position) options[n++] = (struct option){negated_name(r), no_argument, NULL, (int)i + 256 + NEGATED};
+        bool is_switch = r->type == SETTING_SWITCH;
+        int argument = is_switch ? optional_argument : required_argument;
+        options[n++] = (struct option){r->name, argument, NULL, (int)i + 256};
+        if (is_switch) options[n++] = (struct option){negated_name(r), no_argument, NULL, (int)i + 256 + NEGATED};
     }
     options[n] = (struct option){0};
 }
@@ -368,8 +369,8 @@ static enum status give_option(struct parser *p, const struct option *options, i
     char object[256];
     snprintf(object, sizeof object, "--%s", r->name);
     if (own_word && option_known(options, optarg))
-        return fail(ERR_CONFIG, "%s: needs a value, but %.100s follows (write %s=%.100s if that is meant)", object, optarg,
-                    object, optarg);
+        return fail(ERR_CONFIG, "%s: needs a value, but %.100s follows (write %s=%.100s if that is meant)", object,
+                    optarg, object, optarg);
     if (i >= p->s->n && r->type == SETTING_TEXT && early && p->touched[i])
         return fail(ERR_CONFIG, "%s: is given twice (join the files)", object);
     bool first_pass = i >= p->s->n && (strcmp(r->name, "config") == 0 || strcmp(r->name, "help") == 0);

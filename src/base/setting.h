@@ -65,8 +65,8 @@ MUST_USE enum status settings_parse(const struct settings *s, struct common_opti
 // ("a \"b\" # c\n"), a list is its words, nothing after the = means unset. The caller frees *text.
 MUST_USE enum status settings_dump(char **text, const struct settings *s);
 
-// Reads such text over the present values (a checkpoint's settings.conf). The same errors but as ERR_FORMAT, since it is
-// something read; `source` names it in messages. On failure some values may be changed already.
+// Reads such text over the present values (a checkpoint's settings.conf). The same errors but as ERR_FORMAT, since it
+// is something read; `source` names it in messages. On failure some values may be changed already.
 MUST_USE enum status settings_read(const struct settings *s, bool *set, const char *text, const char *source);
 
 void settings_help(FILE *out, const struct settings *s);

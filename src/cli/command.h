@@ -16,7 +16,8 @@ extern const struct command command_prepare, command_train, command_upcycle, com
 extern const struct command *const commands[];
 extern const long commands_n;
 
-// settings_parse, then what every command does: --help, threads, quiet, kernels_init. *done is true when --help was shown.
+// settings_parse, then what every command does: --help, threads, quiet, kernels_init. *done is true when --help was
+// shown.
 MUST_USE enum status command_start(const struct settings *s, struct common_options *common, bool *set, bool *done,
                                    int argc, char **argv);
 
