@@ -169,7 +169,12 @@ static void test_recompute_saves_memory(void **state)
     c.L = 1;
     OK_OR_FAIL(model_measure(&full, &c, &o));
     assert_int_equal(full.scratch, of_layers); // all layers drop to one place
+    struct model_options serving = inference(BF16, 512, 8192);
+    struct model_bytes one, all;
+    OK_OR_FAIL(model_measure(&one, &c, &serving));
     c.L = 52;
+    OK_OR_FAIL(model_measure(&all, &c, &serving));
+    assert_true(one.saved == all.saved && one.scratch == all.scratch); // in inference all values
     OK_OR_FAIL(model_measure(&full, &c, &o));
     long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 2 * 4 * 4);
     assert_true(full.saved >= kept && full.saved < kept + 52 * 16 * 64);
