@@ -366,6 +366,78 @@ static void test_norm(void **state)
     trainer_close(&t);
 }
 
+static float *copy_of(const struct trainer *t, const void *data, long n)
+{
+    float *copy = malloc((size_t)n * sizeof *copy);
+    t->model.x.k->to_host(copy, data, n * (long)sizeof *copy);
+    return copy;
+}
+
+// AdamW by the formula, with clipping, decay on matrices alone and bias correction.
+static void check_adamw(struct trainer *t, const char *name, double decay)
+{
+    const struct optimizer o = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.5, .clip = 0.01};
+    const struct param *p = param_find(&t->model.params, name);
+    long n = p->rows * p->columns;
+    float *w = copy_of(t, p->value.data, n), *m = copy_of(t, p->m, n), *v = copy_of(t, p->v, n);
+    float *g = copy_of(t, p->grad, n);
+    double norm = gradient_norm(&t->model), worst = 0, moved = 0, lr = 0.01;
+    assert_true(norm > 0.02);
+    optimizer_step(&o, &t->model, lr, norm, 4);
+    float *after = copy_of(t, p->value.data, n);
+    for (long i = 0; i < n; i++) {
+        double scaled = (double)g[i] * 0.01 / norm;
+        double m1 = 0.9 * (double)m[i] + 0.1 * scaled, v1 = 0.95 * (double)v[i] + 0.05 * scaled * scaled;
+        double step = m1 / (1 - pow(0.9, 4)) / (sqrt(v1 / (1 - pow(0.95, 4))) + 1e-8);
+        double wanted = (double)w[i] - lr * (step + decay * (double)w[i]);
+        double error = fabs((double)after[i] - wanted) / (fabs(wanted) + 1e-3);
+        if (!(error <= worst)) worst = error;
+        moved += fabs((double)after[i] - (double)w[i]);
+    }
+    printf("  %s: relative error %.2g\n", name, worst);
+    assert_true(worst < 1e-5 && moved > 0);
+    free(w);
+    free(m);
+    free(v);
+    free(g);
+    free(after);
+}
+
+static void test_adamw(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("adamw"), MOE_RUN));
+    for (int i = 0; i < 3; i++) OK_OR_FAIL(trainer_step(&t));
+    check_adamw(&t, "model.layers.1.self_attn.q_proj.weight", 0.5);
+    check_adamw(&t, "model.layers.0.block_sparse_moe.experts.3.w2.weight", 0.5);
+    check_adamw(&t, "model.layers.0.block_sparse_moe.gate.weight", 0);
+    check_adamw(&t, "model.layers.1.input_layernorm.weight", 0);
+    trainer_close(&t);
+}
+
+// How a step is cut into micro-batches changes no gradient of a dense model: 1/N counts the whole step's targets.
+static void test_accumulation(void **state)
+{
+    (void)state;
+    static struct trainer t[3];
+    static const char *const micro[] = {"6", "2", "4"}; // 4: the last one is short
+    for (int i = 0; i < 3; i++) {
+        OK_OR_FAIL(folder_remove(at("cut")));
+        OK_OR_FAIL(OPEN(&t[i], "--data", at("text"), "--model", at("dense.json"), "--output", at("cut"),
+                        "--micro-batch-size", micro[i], "--global-batch-size", "6", "--seq-length", "16",
+                        "--eval-interval", "0"));
+        OK_OR_FAIL(trainer_step(&t[i]));
+        double loss = t[i].result.loss / t[0].result.loss - 1, norm = t[i].result.norm / t[0].result.norm - 1;
+        printf("  micro-batches of %s: loss differs by %.2g, norm by %.2g\n", micro[i], loss, norm);
+        assert_true(fabs(loss) < 1e-6 && fabs(norm) < 1e-5);
+    }
+    long targets = 0;
+    for (long i = 6 * 16; i < 2 * 6 * 16; i++) targets += t[0].ints[i] >= 0;
+    assert_true(targets < 6 * 16); // documents end within: N is not the number of tokens
+    for (int i = 0; i < 3; i++) trainer_close(&t[i]);
+}
+
 // ---- the rest ----
 
 static void test_stop(void **state)
@@ -501,7 +573,8 @@ int main(void)
         cmocka_unit_test(test_resume),         cmocka_unit_test(test_resume_after_crash),
         cmocka_unit_test(test_resume_refused), cmocka_unit_test(test_skips),
         cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),
-        cmocka_unit_test(test_norm),           cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_norm),           cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_stop),
         cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
         cmocka_unit_test(test_sources),        cmocka_unit_test(test_data_skip),
         cmocka_unit_test(test_wrong_data),
