@@ -20,7 +20,7 @@ struct quantising {
     float *values;             // [CHUNK]
     void *converted;           // [CHUNK]
     struct progress progress;
-    double done;               // MB read
+    double done;               // weights read
 };
 
 static long elements_of(const struct param *p)
@@ -71,7 +71,7 @@ static enum status choose_scales(struct quantising *q)
         if (!list->item[i].kind->quantise) continue;
         TRY(amax_of(&amax, q, i));
         q->scale[i] = scale_for(amax);
-        q->done += (double)elements_of(&list->item[i]) / 1e6;
+        q->done += (double)elements_of(&list->item[i]);
         progress_at(&q->progress, q->done, NULL);
     }
     for (long i = 0; i < list->n; i++) { // parts of one field follow each other
@@ -150,7 +150,7 @@ static enum status write_fp8(struct quantising *q, long i)
             most = difference > most ? difference : most;
         }
         TRY(folder_writer_data(q->w, bytes, n));
-        q->done += (double)n / 1e6;
+        q->done += (double)n;
         progress_at(&q->progress, q->done, NULL);
     }
     snprintf(error->name, sizeof error->name, "%s", p->name);
@@ -194,14 +194,14 @@ static enum status quantise_into(struct quantising *q, const char *to)
     q->converted = malloc(CHUNK * sizeof(float));
     if (!q->scale || !q->error || !q->values || !q->converted)
         return fail(ERR_MEMORY, "memory: refused while quantising (free some memory)");
-    double matrices = 0;
+    double weights = 0;
     for (long i = 0; i < n; i++)
-        if (q->from->params.item[i].kind->quantise) matrices += (double)elements_of(&q->from->params.item[i]);
-    q->progress = progress_start("quantize", "M weights", 2 * matrices / 1e6); // read twice: scales, then values
-    enum status status = choose_scales(q);
-    if (status == OK) status = write_folder(q, to);
+        if (q->from->params.item[i].kind->quantise) weights += (double)elements_of(&q->from->params.item[i]);
+    q->progress = progress_start("quantize", "weights", 2 * weights); // read twice: for the scale, then for the values
+    TRY(choose_scales(q));
+    TRY(write_folder(q, to));
     progress_end(&q->progress, NULL);
-    return status;
+    return OK;
 }
 
 enum status quantize_fp8(struct quantize_result *r, const struct model_folder *from, const char *to)

@@ -22,7 +22,7 @@ struct upcycling {
     bool *dropped;               // [F] intermediate columns of the present expert that are redrawn
     long dropped_layer, dropped_expert; // whose they are
     struct progress progress;
-    double done;                 // MB
+    double done;                 // bytes
 };
 
 // ---- what becomes what ----
@@ -95,7 +95,7 @@ static void choose_dropped(struct upcycling *u, const struct param *p)
 static enum status put(struct upcycling *u, const void *data, long bytes)
 {
     TRY(folder_writer_data(u->w, data, bytes));
-    u->done += (double)bytes / 1e6;
+    u->done += (double)bytes;
     progress_at(&u->progress, u->done, NULL);
     return OK;
 }
@@ -180,13 +180,15 @@ static enum status write_folder(struct upcycling *u, const char *to)
     enum status status = folder_writer_open(&u->w, to, &u->c, plan, n, 0, false);
     free(plan);
     TRY(status);
-    double megabytes = (double)u->list.elements * (double)dtype_size(u->c.dtype) / 1e6;
-    u->progress = progress_start("upcycle", "MB", megabytes);
+    u->progress = progress_start("upcycle", "B", (double)(u->list.elements * dtype_size(u->c.dtype)));
     status = write_tensors(u);
+    if (status != OK) {
+        folder_writer_abort(u->w);
+        return status;
+    }
+    TRY(folder_writer_commit(u->w));
     progress_end(&u->progress, NULL);
-    if (status == OK) return folder_writer_commit(u->w);
-    folder_writer_abort(u->w);
-    return status;
+    return OK;
 }
 
 // ---- what was asked for ----
