@@ -95,6 +95,7 @@ int main(int argc, char **argv)
     if (status == OK) status = flushed;
     if (status == OK) return 0;
     fflush(stdout);
-    log_error("skymoe %.100s: %s", argv[1], fail_message());
+    status = fail(status, "skymoe %.100s: %s", argv[1], fail_message());
+    log_error("%s", fail_message());
     return status == ERR_CONFIG ? 2 : 1;
 }
