@@ -77,7 +77,8 @@ void settings_markdown_common(FILE *out);                    // the rows every c
 extern const struct setting common_row[];
 extern const long common_row_n;
 bool setting_replaced(const struct settings *s, const struct setting *common);
-void setting_allowed(char *text, size_t room, const struct setting *r); // "0 to 1", "f32, bf16" or ""
+// "0 to 1", "f32, bf16" or ""; "at least 0" when the upper end is `boundless` or more.
+void setting_allowed(char *text, size_t room, const struct setting *r, double boundless);
 
 // The word of candidates[] nearest to `word` (edit distance), for messages. n >= 1.
 const char *nearest_word(const char *word, const char *const *candidates, long n);

@@ -89,7 +89,7 @@ enum status settings_dump(char **text, const struct settings *s)
 
 // ---- help ----
 
-void setting_allowed(char *text, size_t room, const struct setting *r)
+void setting_allowed(char *text, size_t room, const struct setting *r, double boundless)
 {
     bool number = r->type == SETTING_LONG || r->type == SETTING_REAL || r->type == SETTING_DECIMAL;
     char low[NUMBER_TEXT], high[NUMBER_TEXT];
@@ -108,7 +108,7 @@ void setting_allowed(char *text, size_t room, const struct setting *r)
     real_text(high, r->max);
     if (r->type == SETTING_LONG && r->min > -1e15 && r->min < 1e15) snprintf(low, sizeof low, "%ld", (long)r->min);
     if (r->type == SETTING_LONG && r->max < 1e15) snprintf(high, sizeof high, "%ld", (long)r->max);
-    if (r->max >= 1e15) snprintf(text, room, "at least %s", low); // nobody can exceed the upper end
+    if (r->max >= boundless) snprintf(text, room, "at least %s", low);
     else snprintf(text, room, "%s to %s", low, high);
 }
 
@@ -131,18 +131,37 @@ static bool switched_on(const struct setting *r)
     return r->type == SETTING_SWITCH && r->fallback && strcmp(r->fallback, "on") == 0;
 }
 
+// Words of `text` from column `at` on, continued below it.
+static void put_wrapped(FILE *out, const char *text, int at)
+{
+    enum { WIDTH = 116 };
+    int column = at;
+    while (*text) {
+        int length = (int)strcspn(text, " ");
+        if (column > at && column + 1 + length > WIDTH) {
+            fprintf(out, "\n%*s", at, "");
+            column = at;
+        }
+        if (column > at) column += fprintf(out, " ");
+        column += fprintf(out, "%.*s", length, text);
+        text += length + (text[length] == ' ');
+    }
+    fputc('\n', out);
+}
+
 static void help_row(FILE *out, const struct setting *r)
 {
-    char left[96], allowed[512];
+    enum { COLUMN = 37 };
+    char left[96], allowed[512], text[1024];
     snprintf(left, sizeof left, "--%s%s%s", switched_on(r) ? "no-" : "", r->name, value_name(r));
-    setting_allowed(allowed, sizeof allowed, r);
+    setting_allowed(allowed, sizeof allowed, r, 1e9);
     if (r->type == SETTING_SWITCH) allowed[0] = '\0';
-    bool shown = r->fallback && *r->fallback && r->type != SETTING_SWITCH;
-    fprintf(out, "  %-34s %s%s", left, switched_on(r) ? "switch off: " : "", r->help);
-    if (*allowed || shown)
-        fprintf(out, " (%s%s%s%s)", allowed, *allowed && shown ? "; " : "", shown ? "default " : "",
-                shown ? r->fallback : "");
-    fputc('\n', out);
+    bool shown = r->fallback && *r->fallback && r->type != SETTING_SWITCH, both = *allowed && shown;
+    snprintf(text, sizeof text, "%s%s%s%s%s%s%s%s", switched_on(r) ? "switch off: " : "", r->help,
+             *allowed || shown ? " (" : "", allowed, both ? "; " : "", shown ? "default " : "", shown ? r->fallback : "",
+             *allowed || shown ? ")" : "");
+    fprintf(out, "  %-*s ", COLUMN - 3, left);
+    put_wrapped(out, text, COLUMN);
 }
 
 void settings_help(FILE *out, const struct settings *s)
@@ -169,7 +188,7 @@ static void markdown_rows(FILE *out, const struct setting *row, long n)
     for (long i = 0; i < n; i++) {
         const struct setting *r = &row[i];
         char allowed[512];
-        setting_allowed(allowed, sizeof allowed, r);
+        setting_allowed(allowed, sizeof allowed, r, 1e9);
         const char *fallback = r->fallback ? r->fallback : r->type == SETTING_SWITCH ? "off" : "";
         fprintf(out, "| `--%s%s` | %s | %s | ", r->name, value_name(r), allowed, fallback);
         markdown_cell(out, r->help);
