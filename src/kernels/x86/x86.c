@@ -7,9 +7,11 @@ void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
 {
     if (level >= LEVEL_AVX2 && __builtin_cpu_supports("f16c")) {
         fill_products_avx2(k, type);
+        fill_rows_avx2(k, type);
     }
     if (level >= LEVEL_AVX512) {
         fill_products_avx512(k, type);
+        fill_rows_avx512(k, type);
     }
 }
 #else
