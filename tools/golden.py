@@ -26,7 +26,7 @@ try:
 except ImportError:
     sys.exit("golden.py: NumPy is missing for this Python (apt-get install python3-numpy, then use /usr/bin/python3)")
 
-L, D, H, C, F, V, B, S = 2, 24, 3, 8, 20, 37, 2, 13
+L, D, C, F, V, B, S = 2, 24, 8, 20, 37, 2, 13
 
 
 # ---- weights and text from integers ----
@@ -59,10 +59,10 @@ def parameter_shapes(c):
     for l in range(L):
         p = f"model.layers.{l}."
         shapes[p + "input_layernorm.weight"] = (D,)
-        shapes[p + "self_attn.q_proj.weight"] = (H * C, D)
+        shapes[p + "self_attn.q_proj.weight"] = (c["H"] * C, D)
         shapes[p + "self_attn.k_proj.weight"] = (c["G"] * C, D)
         shapes[p + "self_attn.v_proj.weight"] = (c["G"] * C, D)
-        shapes[p + "self_attn.o_proj.weight"] = (D, H * C)
+        shapes[p + "self_attn.o_proj.weight"] = (D, c["H"] * C)
         shapes[p + "post_attention_layernorm.weight"] = (D,)
         if c["E"]:
             shapes[p + "block_sparse_moe.gate.weight"] = (c["E"], D)
@@ -169,7 +169,14 @@ def route(c, zt, g, capacity):
     return chosen, dropped
 
 
-def moe_forward(c, w, prefix, n, batch_shape, capacity, frozen):
+def previous_p(c, l):
+    """Scope global: what the step before found, P of each expert over its whole batch."""
+    z = np.array([v % 1000 for v in integers(f"previous P of layer {l}", c["seed"], c["E"])], float) + 500
+    return z / z.sum()
+
+
+def moe_forward(c, w, l, n, batch_shape, capacity, frozen):
+    prefix = f"model.layers.{l}.block_sparse_moe."
     experts, lam = c["E"], c["gate_norm_std"]
     z = n @ w[prefix + "gate.weight"].T
     s = {"n": n}
@@ -199,14 +206,17 @@ def moe_forward(c, w, prefix, n, batch_shape, capacity, frozen):
             y[t] += weight[t, k] * out
     s.update(zt=zt, g=g, chosen=chosen, dropped=dropped, weight=weight, kept_sum=kept_sum)
     # balance loss: groups of tokens over which P (and f) are averaged
-    group = len(n) if c["scope"] == "micro" else batch_shape[1]
+    group = batch_shape[1] if c["scope"] == "sequence" else len(n)
     s["aux"], s["aux_dg"] = 0.0, np.zeros_like(g)
     for first in range(0, len(n), group):
         part = slice(first, first + group)
         p, share = g[part].mean(0), group / len(n)
         if c["aux"] == "skywork":
-            s["aux"] += share * ((1 / experts - p) ** 2).sum()
-            s["aux_dg"][part] = share * -2 * (1 / experts - p) / group
+            # The gradient is that of (1/E - P)^2 at P, or at the P of the step before (scope global): then the loss
+            # is the tangent there, whose value moves with the current P.
+            at = previous_p(c, l) if c["scope"] == "global" else p
+            s["aux"] += share * ((1 / experts - at) ** 2 - 2 * (1 / experts - at) * (p - at)).sum()
+            s["aux_dg"][part] = share * -2 * (1 / experts - at) / group
         else:
             f = np.bincount(chosen[part].ravel(), minlength=experts) / (c["K"] * group)
             s["aux"] += share * experts * (f * p).sum()
@@ -262,14 +272,14 @@ def mlp_backward(w, dw, prefix, s, dy):
 def attention_forward(c, w, prefix, n, batch):
     b_n, s_n = batch["token"].shape
     position = batch["position"].ravel()
-    q = rotate((n @ w[prefix + "q_proj.weight"].T).reshape(-1, H, C), position, c["theta"], 1)
+    q = rotate((n @ w[prefix + "q_proj.weight"].T).reshape(-1, c["H"], C), position, c["theta"], 1)
     k = rotate((n @ w[prefix + "k_proj.weight"].T).reshape(-1, c["G"], C), position, c["theta"], 1)
     v = (n @ w[prefix + "v_proj.weight"].T).reshape(-1, c["G"], C)
-    q = q.reshape(b_n, s_n, H, C)
-    k, v = (np.repeat(x.reshape(b_n, s_n, c["G"], C), H // c["G"], 2) for x in (k, v))
+    q = q.reshape(b_n, s_n, c["H"], C)
+    k, v = (np.repeat(x.reshape(b_n, s_n, c["G"], C), c["H"] // c["G"], 2) for x in (k, v))
     scores = np.einsum("bihc,bjhc->bhij", q, k) / math.sqrt(C)
     p = softmax(np.where(visible(batch["start"], s_n)[:, None], scores, -np.inf))
-    o = np.einsum("bhij,bjhc->bihc", p, v).reshape(-1, H * C)
+    o = np.einsum("bhij,bjhc->bihc", p, v).reshape(-1, c["H"] * C)
     return o @ w[prefix + "o_proj.weight"].T, {"n": n, "q": q, "k": k, "v": v, "p": p, "o": o}
 
 
@@ -277,15 +287,15 @@ def attention_backward(c, w, dw, prefix, s, dy, batch):
     b_n, s_n = batch["token"].shape
     position = batch["position"].ravel()
     dw[prefix + "o_proj.weight"] += dy.T @ s["o"]
-    d_o = (dy @ w[prefix + "o_proj.weight"]).reshape(b_n, s_n, H, C)
+    d_o = (dy @ w[prefix + "o_proj.weight"]).reshape(b_n, s_n, c["H"], C)
     dv = np.einsum("bhij,bihc->bjhc", s["p"], d_o)
     dp = np.einsum("bihc,bjhc->bhij", d_o, s["v"])
     dscores = s["p"] * (dp - (dp * s["p"]).sum(-1, keepdims=True)) / math.sqrt(C)
     dq = np.einsum("bhij,bjhc->bihc", dscores, s["k"])
     dk = np.einsum("bhij,bihc->bjhc", dscores, s["q"])
-    shared = (b_n * s_n, c["G"], H // c["G"], C)
+    shared = (b_n * s_n, c["G"], c["H"] // c["G"], C)
     dk, dv = dk.reshape(shared).sum(2), dv.reshape(shared).sum(2)
-    dq = rotate(dq.reshape(-1, H, C), position, c["theta"], -1).reshape(-1, H * C)  # the transpose turns back
+    dq = rotate(dq.reshape(-1, c["H"], C), position, c["theta"], -1).reshape(-1, c["H"] * C)  # the transpose turns back
     dk = rotate(dk, position, c["theta"], -1).reshape(-1, c["G"] * C)
     dv = dv.reshape(-1, c["G"] * C)
     dn = 0
@@ -306,8 +316,7 @@ def forward(c, w, batch, factor, frozen=None):
         n, s["r2"] = norm(x, w[p + "post_attention_layernorm.weight"], c["eps"])
         if c["E"]:
             capacity = capacity_of(factor, c["K"], len(x), c["E"])
-            y, s["ffn"] = moe_forward(c, w, p + "block_sparse_moe.", n, batch["token"].shape, capacity,
-                                      frozen[l] if frozen else None)
+            y, s["ffn"] = moe_forward(c, w, l, n, batch["token"].shape, capacity, frozen[l] if frozen else None)
         else:
             y, s["ffn"] = mlp_forward(w, p + "mlp.", n)
         x = x + y
@@ -431,16 +440,16 @@ def fp8_values(c, w):
 
 # ---- a case ----
 
-BASE = dict(E=0, K=0, tied=False, eps=1e-6, theta=10000.0, gate_norm_std=0.0, document_mask=False, documents=[[], []],
-            capacity="0", policy="probs", aux="none", scope="micro", alpha=[0.0, 0.0], micro_batch=2)
+BASE = dict(H=3, E=0, K=0, tied=False, eps=1e-6, theta=10000.0, gate_norm_std=0.0, document_mask=False,
+            documents=[[], []], capacity="0", policy="probs", aux="none", scope="micro", alpha=[0, 0], micro_batch=2)
 CASES = {
     "llama": dict(arch="LlamaForCausalLM", G=1, tied=True, seed=1, document_mask=True, documents=[[5], [1, 9]]),
-    "mixtral": dict(arch="MixtralForCausalLM", G=3, E=4, K=2, theta=1e6, eps=1e-5, aux="switch", scope="sequence",
+    "mixtral": dict(arch="MixtralForCausalLM", H=4, G=2, E=4, K=2, theta=1e6, eps=1e-5, aux="switch", scope="sequence",
                     alpha=[0.25, 0.5], seed=2),
     "skywork-probs": dict(arch="SkyworkForCausalLM", G=3, E=8, K=2, gate_norm_std=1.0, capacity="1.1", aux="skywork",
-                          alpha=[2.0, 3.0], document_mask=True, documents=[[7], [4, 11]], seed=10),
+                          alpha=[2.0, 3.0], micro_batch=1, document_mask=True, documents=[[7], [4, 11]], seed=10),
     "skywork-position": dict(arch="SkyworkForCausalLM", G=1, E=6, K=2, gate_norm_std=1.0, capacity="1.1",
-                             policy="position", aux="skywork", alpha=[3.0, 2.0], micro_batch=1, seed=10),
+                             policy="position", aux="skywork", scope="global", alpha=[3.0, 2.0], seed=10),
 }
 # Drop rates of five steps, and what they are drawn from: above the cap, at it, below, and none.
 ADAPTIVE = dict(drop_rates=[0.20, 0.10, 0.02, 0.0, 0.004], xi=0.2, beta=0.99, alpha_max=0.01)
@@ -448,13 +457,13 @@ ADAPTIVE = dict(drop_rates=[0.20, 0.10, 0.02, 0.0, 0.004], xi=0.2, beta=0.99, al
 
 def config_json(c):
     j = {"architectures": [c["arch"]], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": D,
-         "initializer_range": 0.02, "intermediate_size": F, "max_position_embeddings": 64, "num_attention_heads": H,
-         "num_hidden_layers": L, "num_key_value_heads": c["G"], "rms_norm_eps": c["eps"], "rope_theta": c["theta"],
+         "initializer_range": 0.02, "intermediate_size": F, "max_position_embeddings": 64,
+         "num_attention_heads": c["H"], "num_hidden_layers": L, "num_key_value_heads": c["G"], "rms_norm_eps": c["eps"], "rope_theta": c["theta"],
          "tie_word_embeddings": c["tied"], "torch_dtype": "float32", "use_cache": True, "vocab_size": V}
     if c["arch"] == "LlamaForCausalLM":
         j |= {"model_type": "llama", "head_dim": C, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
     elif c["arch"] == "MixtralForCausalLM":
-        j |= {"model_type": "mixtral", "num_local_experts": c["E"], "num_experts_per_tok": c["K"],
+        j |= {"model_type": "mixtral", "head_dim": C, "num_local_experts": c["E"], "num_experts_per_tok": c["K"],
               "output_router_logits": False, "router_aux_loss_coef": 0.001, "sliding_window": None}
     else:
         j |= {"model_type": "skywork", "pad_token_id": 0, "rotary_percent": 1.0, "sliding_window": None,
@@ -531,7 +540,7 @@ def compute(c):
             tensors[f"weight.{l}"] = np.concatenate([s["weight"] for s in layers[l]])
             tensors[f"gate.{l}"] = g
             j["layers"].append({
-                "alpha": c["alpha"][l],
+                "alpha": c["alpha"][l], "previous_p": previous_p(c, l).tolist(),
                 "aux_loss": float(sum(s["aux"] * len(s["g"]) / t_n for s in layers[l])),
                 "tokens_per_expert": np.bincount(chosen.ravel(), minlength=c["E"]).tolist(),
                 "dropped": int(dropped.sum()), "drop_rate": float(dropped.sum()) / (c["K"] * t_n),
