@@ -458,7 +458,8 @@ ADAPTIVE = dict(drop_rates=[0.20, 0.10, 0.02, 0.0, 0.004], xi=0.2, beta=0.99, al
 def config_json(c):
     j = {"architectures": [c["arch"]], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": D,
          "initializer_range": 0.02, "intermediate_size": F, "max_position_embeddings": 64,
-         "num_attention_heads": c["H"], "num_hidden_layers": L, "num_key_value_heads": c["G"], "rms_norm_eps": c["eps"], "rope_theta": c["theta"],
+         "num_attention_heads": c["H"], "num_hidden_layers": L, "num_key_value_heads": c["G"],
+         "rms_norm_eps": c["eps"], "rope_theta": c["theta"],
          "tie_word_embeddings": c["tied"], "torch_dtype": "float32", "use_cache": True, "vocab_size": V}
     if c["arch"] == "LlamaForCausalLM":
         j |= {"model_type": "llama", "head_dim": C, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
