@@ -130,6 +130,10 @@ code '\<(printf|puts|putchar|perror)  *\(|\<(printf|puts|putchar|perror)\(|\<std
 grep -nE '\<fopen\([^)]*, *"[wa+]' "${sources[@]}" | rule 'files are written through struct output'
 code '\<(write|pwrite|fsync|rename|creat|mkstemp|ftruncate)\(' "${sources[@]}" | outside 'src/base/output\.c' |
     rule 'files are written through struct output: system calls'
+# Tensors are `el *` and `acc *`, which are void: reading one takes a cast. context.h does so for host copies.
+code '\(\((const  *)?(float|double|uint16_t) *\*\)[^()]*\)\[|\*\((const  *)?(float|double|uint16_t) *\*\)' \
+    $(files src/model src/parallel src/train src/eval) | outside 'src/model/context\.h' |
+    rule 'tensor memory is read and written by kernels only'
 code '\<(strcpy|strcat|strncpy|strncat|sprintf|vsprintf|gets|strtok|atoi|atol|atoll|atof|alloca|rand|srand|random|system|popen|tmpnam|mktemp|setjmp|longjmp|asctime|ctime|gmtime|localtime|strerror_r|fmax_nan)\(' \
     "${sources[@]}" "${tests[@]}" | rule 'functions that are not used here'
 code '\<goto\>|\<typedef  *(struct|enum|union)\>' "${sources[@]}" | rule 'no goto, no typedef of a struct'

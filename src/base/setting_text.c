@@ -156,10 +156,10 @@ static void help_row(FILE *out, const struct setting *r)
     snprintf(left, sizeof left, "--%s%s%s", switched_on(r) ? "no-" : "", r->name, value_name(r));
     setting_allowed(allowed, sizeof allowed, r, 1e9);
     if (r->type == SETTING_SWITCH) allowed[0] = '\0';
-    bool shown = r->fallback && *r->fallback && r->type != SETTING_SWITCH, both = *allowed && shown;
-    snprintf(text, sizeof text, "%s%s%s%s%s%s%s%s", switched_on(r) ? "switch off: " : "", r->help,
-             *allowed || shown ? " (" : "", allowed, both ? "; " : "", shown ? "default " : "", shown ? r->fallback : "",
-             *allowed || shown ? ")" : "");
+    const char *fallback = r->fallback && r->type != SETTING_SWITCH ? r->fallback : "";
+    bool either = *allowed || *fallback, both = *allowed && *fallback;
+    snprintf(text, sizeof text, "%s%s%s%s%s%s%s%s", switched_on(r) ? "switch off: " : "", r->help, either ? " (" : "",
+             allowed, both ? "; " : "", *fallback ? "default " : "", fallback, either ? ")" : "");
     fprintf(out, "  %-*s ", COLUMN - 3, left);
     put_wrapped(out, text, COLUMN);
 }
