@@ -13,7 +13,7 @@
 static struct options {
     struct text_list input;
     const char *output, *tokenizer, *split;
-    bool train_tokenizer;
+    bool train_tokenizer, write_text;
     long vocab_size;
     double near_copy;
 } options;
@@ -28,6 +28,7 @@ static const struct setting rows[] = {
     {"split", SETTING_TEXT, AT(split), "98,1,1", 0, 0, NULL, "shares of training, validation and test, by document"},
     {"near-copy", SETTING_REAL, AT(near_copy), "0.2", 0, 1, NULL,
      "a document that shares more of its text with another is only trained on; 0: off"},
+    {"write-text", SETTING_SWITCH, AT(write_text), NULL, 0, 0, NULL, "also write PREFIX_valid.txt and PREFIX_test.txt"},
 };
 static const struct settings settings = {
     .command = "prepare",
@@ -68,6 +69,7 @@ static enum status check_options(struct prepare_options *o, const struct common_
                                   .threads = common->threads};
     o->split.near_copy = options.near_copy;
     o->split.seed = common->seed;
+    o->write_text = options.write_text;
     if (o->threads == 0) o->threads = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
     return parse_split(o->split.share, options.split);
 }

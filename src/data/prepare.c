@@ -172,6 +172,21 @@ static enum status encode_all(struct writing *w, const struct prepare_options *o
     return OK;
 }
 
+// The text that evaluations are about, to be read or given to other compressors.
+static enum status write_text(const struct prepare_options *o, const struct corpus *c, int s)
+{
+    char path[PATH_LENGTH];
+    struct output out;
+    TRY(path_with(path, o->output, split_name[s], ".txt"));
+    TRY(output_open(&out, path));
+    enum status status = OK;
+    for (long i = 0; i < c->documents && status == OK; i++)
+        if (c->document[i].split == s) status = output_write(&out, c->document[i].text.data, c->document[i].text.bytes);
+    if (status == OK) return output_commit(&out, NULL);
+    output_abort(&out);
+    return status;
+}
+
 // What an earlier run left under a name that this one does not write would be taken for its part.
 static enum status remove_absent(const struct prepare_options *o, const struct prepare_result *r)
 {
@@ -196,6 +211,8 @@ static enum status write_parts(struct prepare_result *r, const struct prepare_op
     for (int s = 0; s < SPLITS; s++)
         if (w.open[s]) dataset_writer_abort(&w.writer[s]);
     progress_end(&w.progress, NULL);
+    for (int s = SPLIT_TRAIN + 1; o->write_text && s < SPLITS && status == OK; s++)
+        if (r->part[s].documents > 0) status = write_text(o, c, s);
     return status;
 }
 

@@ -14,6 +14,7 @@ struct prepare_options {
     const char *tokenizer;  // folder or tokenizer.model; NULL: one is trained on the training part
     long vocab_size;        // of the one that is trained
     struct split_options split;
+    bool write_text;        // PREFIX_valid.txt and PREFIX_test.txt: the documents of these parts, as they were read
     long threads;
 };
 struct prepare_part {
