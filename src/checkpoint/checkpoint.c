@@ -250,7 +250,7 @@ static enum status latest_named(char path[PATH_LENGTH], const char *run, const c
     if (path_exists(path)) return OK;
     // A crash between the two renames that replace a folder by a new one of the same step.
     char old[PATH_LENGTH];
-    if (snprintf(old, sizeof old, "%s.old", path) < PATH_LENGTH && path_exists(old)) strcpy(path, old);
+    if (snprintf(old, sizeof old, "%s.old", path) < PATH_LENGTH && path_exists(old)) memcpy(path, old, sizeof old);
     if (!path_exists(path)) return fail(ERR_IO, "%s: no such folder, but %s names it", path, file);
     return OK;
 }

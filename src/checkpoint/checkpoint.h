@@ -1,6 +1,6 @@
 // Checkpoints of a run: RUN/step-%06d/ is a Hugging Face folder plus training/ (masters, moments, state); RUN/latest
-// names the newest. Invariants: a step folder is complete and durable before `latest` names it; nothing is deleted before
-// that; a crash at any instruction leaves the previous checkpoint loadable.
+// names the newest. Invariants: a step folder is complete and durable before `latest` names it; nothing is deleted
+// before that; a crash at any instruction leaves the previous checkpoint loadable.
 //
 //     training/optimizer.safetensors   master.NAME, m.NAME, v.NAME of every parameter, f32
 //     training/state.json              struct training_state

@@ -145,7 +145,8 @@ static enum status check_tensor(const struct param *p, const struct found *found
                     shape, p->rows, p->columns);
     }
     if (t->type != F32 && t->type != F16 && t->type != BF16 && t->type != F8_E4M3)
-        return fail(ERR_FORMAT, "%s: tensor %s is %s, expected F32, F16, BF16 or F8_E4M3", found->file, p->name, t->dtype);
+        return fail(ERR_FORMAT, "%s: tensor %s is %s, expected F32, F16, BF16 or F8_E4M3", found->file, p->name,
+                    t->dtype);
     return OK;
 }
 
@@ -207,8 +208,8 @@ static enum status check_unused(const struct model_folder *f, struct found *all,
         if (length > 9 && strcmp(t->name + length - 9, ".inv_freq") == 0) continue; // follows from rope_theta
         if (f->config.tied && strcmp(t->name, "lm_head.weight") == 0) {
             const struct stored_tensor *embed = f->stored[0];
-            if (t->type == embed->type && t->bytes == embed->bytes && memcmp(t->data, embed->data, (size_t)t->bytes) == 0)
-                continue;
+            bool alike = t->type == embed->type && t->bytes == embed->bytes;
+            if (alike && memcmp(t->data, embed->data, (size_t)t->bytes) == 0) continue;
             return fail(ERR_FORMAT, "%s: lm_head.weight differs from the embedding, but tie_word_embeddings is true",
                         all[i].file);
         }

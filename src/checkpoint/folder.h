@@ -16,8 +16,8 @@ struct model_folder {
     const struct stored_tensor **stored;   // [params.n] where each is
     const struct stored_tensor **scale;    // [params.n] FP8 weight_scale, NULL where none
 };
-// Opens and checks everything but the values: every tensor of the parameter table exists once with the right shape and a
-// dtype we read; an index may not name files outside the folder. ERR_IO, ERR_FORMAT. Tensors we do not know are
+// Opens and checks everything but the values: every tensor of the parameter table exists once with the right shape and
+// a dtype we read; an index may not name files outside the folder. ERR_IO, ERR_FORMAT. Tensors we do not know are
 // ERR_FORMAT, except rotary inv_freq buffers, and a tied head that equals the embedding. A run's folder stands for its
 // newest checkpoint.
 MUST_USE enum status model_folder_open(struct model_folder *f, const char *path);
@@ -54,7 +54,7 @@ MUST_USE enum status folder_writer_hash(struct folder_writer *w, const char *nam
 // Copies what a folder has beside its weights: tokenizer, chat template, generation settings, Python files. Writes
 // generation_config.json when `from` has none (or is NULL).
 MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *from);
-// Finishes the last shard, writes the index, config.json and checksums.json (XXH3 of every file in the folder), renames.
+// Finishes the last shard, writes the index, config.json and checksums.json (XXH3 of every file), renames.
 MUST_USE enum status folder_writer_commit(struct folder_writer *w); // frees w either way
 void folder_writer_abort(struct folder_writer *w);
 

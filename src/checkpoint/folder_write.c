@@ -77,7 +77,7 @@ static long tensor_bytes(const struct folder_writer *w)
 static void parent_of(char parent[PATH_LENGTH], const char *path)
 {
     const char *slash = strrchr(path, '/');
-    if (!slash) strcpy(parent, ".");
+    if (!slash) snprintf(parent, PATH_LENGTH, ".");
     else snprintf(parent, PATH_LENGTH, "%.*s", slash == path ? 1 : (int)(slash - path), path);
 }
 
@@ -99,8 +99,8 @@ static enum status check_target(const struct folder_writer *w)
     if (!path_exists(w->path)) return OK;
     TRY(path_join(config, w->path, "config.json"));
     if (!w->replace) return fail(ERR_IO, "%s: exists already (choose another name or remove it)", w->path);
-    if (!path_exists(config)) return fail(ERR_IO, "%s: exists and is not a model folder (choose another name)", w->path);
-    return OK;
+    if (path_exists(config)) return OK;
+    return fail(ERR_IO, "%s: exists and is not a model folder (choose another name)", w->path);
 }
 
 static enum status set_paths(struct folder_writer *w, const char *path)
@@ -327,7 +327,8 @@ static enum status collect_one(struct folder_writer *w, const char *name, int de
 {
     char path[PATH_LENGTH];
     TRY(path_join(path, w->temporary, name));
-    if (path_is_folder(path)) return depth > 8 ? fail(ERR_IO, "%s: folders too deep", path) : collect(w, name, depth + 1);
+    if (path_is_folder(path) && depth > 8) return fail(ERR_IO, "%s: is nested too deep in a model folder", path);
+    if (path_is_folder(path)) return collect(w, name, depth + 1);
     struct entry *known = NULL;
     for (long i = 0; i < w->entries; i++)
         if (strcmp(w->entry[i].name, name) == 0) known = &w->entry[i];

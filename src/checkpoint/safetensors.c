@@ -86,7 +86,8 @@ static enum status read_tensor(struct stored_tensor *t, const cJSON *entry, cons
                                const char *file)
 {
     if (entry->string[0] == '\0' || strlen(entry->string) >= TENSOR_NAME)
-        return fail(ERR_FORMAT, "%s: tensor name \"%.40s\" has not 1 to %d bytes", file, entry->string, TENSOR_NAME - 1);
+        return fail(ERR_FORMAT, "%s: tensor name \"%.40s\" has not 1 to %d bytes", file, entry->string,
+                    TENSOR_NAME - 1);
     t->name = strdup(entry->string);
     if (!t->name) return fail(ERR_MEMORY, "%s: no memory for its tensor names", file);
     if (!cJSON_IsObject(entry)) return fail(ERR_FORMAT, "%s: tensor %s is not described by an object", file, t->name);
@@ -162,11 +163,11 @@ enum status safetensors_parse(struct safetensors *s, const uint8_t *data, long b
     if (bytes < 8) return fail(ERR_FORMAT, "%s: has %ld bytes, too few for a safetensors file", name, bytes);
     for (int i = 0; i < 8; i++) header |= (uint64_t)data[i] << (8 * i);
     if (header > HEADER_LIMIT)
-        return fail(ERR_FORMAT, "%s: its header would have %lu bytes, more than the 100000000 allowed (not a safetensors "
-                    "file?)", name, (unsigned long)header);
+        return fail(ERR_FORMAT, "%s: its header would have %lu bytes, more than the 100000000 allowed (is it a "
+                    "safetensors file?)", name, (unsigned long)header);
     if ((long)header > bytes - 8)
-        return fail(ERR_FORMAT, "%s: its header should have %ld bytes, but the file has only %ld (it is cut short)", name,
-                    (long)header, bytes);
+        return fail(ERR_FORMAT, "%s: its header should have %ld bytes, but the file has only %ld (it is cut short)",
+                    name, (long)header, bytes);
     if (header == 0 || data[8] != '{') return fail(ERR_FORMAT, "%s: its header does not begin with {", name);
     cJSON *json;
     TRY(json_parse(&json, (const char *)data + 8, (long)header, name));

@@ -52,7 +52,8 @@ MUST_USE enum status safetensors_write_open(struct safetensors_writer *w, const 
                                             const struct tensor_plan *tensor, long n);
 // Data of the next tensor in pieces of any size; a piece may not reach into the tensor after it.
 MUST_USE enum status safetensors_write_data(struct safetensors_writer *w, const void *data, long bytes);
-MUST_USE enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh3); // aborts by itself on failure
+// Aborts by itself on failure.
+MUST_USE enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh3);
 void safetensors_write_abort(struct safetensors_writer *w);
 
 #endif

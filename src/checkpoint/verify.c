@@ -25,7 +25,8 @@ static enum status verify_file(const char *folder, const cJSON *file, const char
     long found_bytes = map.bytes;
     file_map_close(&map);
     if (found_bytes != bytes)
-        return fail(ERR_FORMAT, "%s: has %ld bytes, but checksums.json says %ld (it is damaged)", path, found_bytes, bytes);
+        return fail(ERR_FORMAT, "%s: has %ld bytes, but checksums.json says %ld (it is damaged)", path, found_bytes,
+                    bytes);
     char found_hex[17];
     snprintf(found_hex, sizeof found_hex, "%016lx", (unsigned long)found);
     if (strcmp(found_hex, hex) != 0)

@@ -48,7 +48,8 @@ static enum status check_options(const bool *set)
     if (!options.model) return fail(ERR_CONFIG, "--model: is missing (name a dense model folder)");
     if (!options.output && !options.dry_run) return fail(ERR_CONFIG, "--output: is missing (name a folder to write)");
     if (options.K > options.E)
-        return fail(ERR_CONFIG, "--moe-router-topk %ld: there are only %ld experts (--num-experts)", options.K, options.E);
+        return fail(ERR_CONFIG, "--moe-router-topk %ld: there are only %ld experts (--num-experts)", options.K,
+                    options.E);
     if (set[NOISE] && strcmp(options.method, "noise") != 0)
         return fail(ERR_CONFIG, "--noise-scale: has no meaning with --method %s", options.method);
     if (set[DROP] && strcmp(options.method, "drop") != 0)
@@ -58,7 +59,8 @@ static enum status check_options(const bool *set)
 
 static void print_people(const struct upcycle_result *r, long L)
 {
-    printf("parameters %.3f M, of which %.3f M active\n", (double)r->params_total / 1e6, (double)r->params_active / 1e6);
+    double total = (double)r->params_total / 1e6, active = (double)r->params_active / 1e6;
+    printf("parameters %.3f M, of which %.3f M active\n", total, active);
     printf("%s %.3f GB of weights\n", options.dry_run ? "would write" : "wrote", (double)r->output_bytes / 1e9);
     if (!r->similarity) return;
     double least = r->similarity[0], most = r->similarity[0];
