@@ -27,6 +27,11 @@ static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); } // b where either is NaN
 static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } // b where either is NaN
+// v, but 0 where x < limit
+static inline vf vf_zero_below(vf v, vf x, float limit)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), v);
+}
 static inline vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }

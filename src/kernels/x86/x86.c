@@ -7,10 +7,12 @@ void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
 {
     if (level >= LEVEL_AVX2 && __builtin_cpu_supports("f16c")) {
         fill_products_avx2(k, type);
+        fill_attention_avx2(k, type);
         fill_rows_avx2(k, type);
     }
     if (level >= LEVEL_AVX512) {
         fill_products_avx512(k, type);
+        fill_attention_avx512(k, type);
         fill_rows_avx512(k, type);
     }
 }
