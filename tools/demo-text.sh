@@ -1,90 +1,88 @@
-#!/usr/bin/env bash
-# Real text for the demo: Debian's own documentation, packages named one by one below, unpacked with dpkg-deb and turned
-# into UTF-8 text with w3m (HTML) and mandoc (manual pages), one file a chapter or page. Needs apt-get, w3m, mandoc, col.
-#   tools/demo-text.sh OUTPUT      DEMO_CACHE: where downloaded packages are kept (build/cache)
-set -euo pipefail
-out=${1:?usage: tools/demo-text.sh OUTPUT}
+#!/bin/sh
+# demo-text.sh OUTDIR: text to try skymoe on: OUTDIR/en and OUTDIR/zh, one UTF-8 document a file, taken from ordinary
+# documentation packages of Debian, named below. They are downloaded to $DEMO_CACHE (build/cache) and unpacked there, not
+# installed. Needs w3m, mandoc and perl.
+set -eu
+[ $# -eq 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+out=$1
 cache=${DEMO_CACHE:-build/cache}
+here=$(cd "$(dirname "$0")" && pwd)
+packages="debian-handbook debian-reference-en debian-reference-zh-cn debian-policy developers-reference
+    debian-faq debian-faq-zh-cn maint-guide maint-guide-zh-cn debmake-doc debian-edu-doc-en debian-edu-doc-zh-cn
+    debian-history aptitude-doc-en exim4-doc-html git-doc manpages manpages-zh"
+most_bytes_wrong="the packages have changed: name others in $0"
 
-# language, package, what to convert inside it
-sources="
-en debian-handbook       html usr/share/doc/debian-handbook/html/en-US
-zh debian-handbook       html usr/share/doc/debian-handbook/html/zh-CN
-en debian-reference-en   html usr/share/debian-reference
-zh debian-reference-zh-cn html usr/share/debian-reference
-en debian-policy         html usr/share/doc/debian-policy
-en developers-reference  html usr/share/developers-reference
-en git-doc               html usr/share/doc/git/html
-en manpages              man  usr/share/man
-zh manpages-zh           man  usr/share/man/zh_CN
-"
-fail() { echo "demo-text: $*" >&2; exit 1; }
-for tool in apt-get dpkg-deb w3m mandoc col; do
-    command -v $tool > /dev/null || fail "$tool is missing (install it: apt-get install w3m mandoc bsdextrautils)"
+for tool in w3m mandoc perl dpkg-deb apt-get; do
+    command -v $tool > /dev/null || { echo "$tool: is missing (apt-get install $tool)" >&2; exit 1; }
 done
+now() { date +%s%N; }
+seconds() { echo "$1 $2" | awk '{ printf "%.1f s", ($2 - $1) / 1e9 }'; }
 
-mkdir -p "$cache" && cache=$(cd "$cache" && pwd)
-work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
-
-started=$(date +%s)
-packages=$(echo "$sources" | awk 'NF {print $2}' | sort -u)
-for package in $packages; do
-    compgen -G "$cache/${package}_*.deb" > /dev/null || missing+=" $package"
-done
-if [ -n "${missing:-}" ]; then
-    echo "downloading:$missing" >&2
-    (cd "$cache" && apt-get -qq download $missing) || fail "a package could not be downloaded (is the network up? try: apt-get update)"
+# A package is fetched once: the folder of its name appears when it is unpacked.
+start=$(now)
+mkdir -p "$cache"
+missing=
+for p in $packages; do [ -d "$cache/$p" ] || missing="$missing $p"; done
+if [ -n "$missing" ]; then
+    echo "downloading$missing"
+    rm -rf "$cache/new"
+    mkdir "$cache/new"
+    (cd "$cache/new" && apt-get -q=2 -o APT::Sandbox::User=root download $missing) ||
+        { echo "$cache: cannot download (run apt-get update, and look at the network)" >&2; exit 1; }
+    for p in $missing; do
+        mkdir "$cache/new/$p"
+        dpkg-deb -x "$cache/new/${p}"_*.deb "$cache/new/$p"
+        mv "$cache/new/$p" "$cache/$p"
+    done
+    rm -rf "$cache/new"
 fi
-echo "downloads: $(($(date +%s) - started)) s" >&2
+fetched=$(now)
+echo "download: $(seconds "$start" "$fetched")"
 
-for package in $packages; do
-    dpkg-deb -x "$(compgen -G "$cache/${package}_*.deb" | sort | tail -n 1)" "$work/$package" || fail "$package: cannot be unpacked (delete $cache)"
-done
-
-# One page: to text, without navigation, picture names, over-long rulers and runs of empty lines.
-tidy() {
-    sed -E -e 's/[[:space:]]+$//' -e 's/^ {7}//' -e 's/ {3,}/  /g' \
-        -e '/^ *([•*]|\[[0-9]+\])? *(Prev|Next|Up|Home|Previous|Index|Contents|Download the ebook|Product SiteDocumentation Site|Product Site|Documentation Site|上一页|下一页|上一頁|下一頁|后退|前进|起始页|上一级|下載電子書|下载电子书)$/d' \
-        -e '/^(Prev|上一页|上一頁|Previous) .*(Next|下一页|下一頁)$/d' \
-        -e 's/[-─═━_=]{20,}/--------/g' -e '/^\[[a-z0-9_-]+\]$/d' | cat -s
+# The files of each language.
+doc() { find "$cache/$1" -type f -name "$2" | sort; }
+english()
+{
+    doc debian-handbook '*.html' | grep '/html/en-US/'
+    doc debian-reference-en '*.html'
+    doc debian-policy '*.html' | grep -v 'genindex\|search\|README\|upgrading-checklist\|perl-policy-1\|menu-policy-1'
+    doc developers-reference '*.html' | grep -v '/[a-z][a-z]/\|genindex\|search\|developers-reference.html'
+    doc debian-faq '*.html'
+    doc maint-guide '*.html'
+    doc debmake-doc '*.en.html'
+    doc debian-edu-doc-en '*bookworm-manual.html'
+    doc debian-history '*.en.html'
+    doc aptitude-doc-en '*.html'
+    doc exim4-doc-html '*.html' | grep -v 'index'
+    doc git-doc '*.html' | grep -v '/git-[a-z-]*.html\|/RelNotes/\|/technical/'
+    doc manpages '*.[1-8].gz' | grep '/man/man' | grep -v '/iso_8859\|/cp[0-9]'
 }
-page() { # language kind file output
-    case $2 in
-    html) w3m -dump -cols 1000 -I UTF-8 -O UTF-8 -T text/html "$3" | tidy > "$4" ;;
-    man) zcat "$3" | mandoc -K utf-8 -T utf8 -O width=1000 2> /dev/null | col -bx | sed -e '1d;$d' -e '/^ *\[中文版维护人\]/,$d' -e '/^ *跋/,$d' | tidy > "$4" || : ;;
-    esac
+chinese()
+{
+    doc debian-handbook '*.html' | grep '/html/zh-CN/'
+    doc debian-reference-zh-cn '*.html'
+    doc debian-faq-zh-cn '*.html'
+    doc maint-guide-zh-cn '*.html'
+    doc debmake-doc '*.zh-cn.html'
+    doc debian-edu-doc-zh-cn '*bookworm-manual.html'
+    doc manpages-zh '*.gz' | grep '/zh_CN/'
 }
-export -f page tidy
+convert() # LANGUAGE, files on stdin
+{
+    rm -rf "${out:?}/$1"
+    mkdir -p "$out/$1"
+    tr '\n' '\0' | xargs -0 -n 24 -P "$(nproc)" perl "$here/demo-text.pl" "$1" "$out/$1"
+}
+english | convert en
+chinese | convert zh
+echo "conversion: $(seconds "$fetched" "$(now)")"
 
-rm -rf "$out" && mkdir -p "$out"
-while read -r language package kind path; do
-    [ -n "$language" ] || continue
-    case $kind in html) names=('*.html') ;; man) names=('*.[1-8].gz' '*.[1-8]*.gz') ;; esac
-    (cd "$work/$package/$path" && find . -type f \( -name "${names[0]}" -o -name "${names[-1]}" \) -size +1k) | sort |
-        while read -r file; do
-            name=${file#./} && name=${name%.gz} && name=${name%.html}
-            printf '%s\0%s\0%s\0%s\0' "$language" "$kind" "$work/$package/$path/$file" \
-                "$out/$language-$package-$(basename "$path")-${name//\//-}.txt"
-        done
-done <<< "$sources" | xargs -0 -n 4 -P "$(nproc)" bash -c 'page "$@"' page
-
-# Too short to teach anything (redirects, empty indices), or not UTF-8 after all.
-find "$out" -type f -size -600c -delete
-for file in "$out"/*.txt; do
-    iconv -f UTF-8 -t UTF-8 "$file" > /dev/null 2>&1 || rm "$file"
-done
-
-# The same chapter may exist as one page and as part of a book, or in two packages: exact copies are removed here,
-# near-copies are prepare's business.
-(cd "$out" && md5sum -- *.txt | sort | awk 'seen[$1]++ {print $2}' | xargs -r rm --)
-
-total=0
-for language in en zh; do
-    bytes=$(cat "$out/$language"-*.txt | wc -c)
-    printf '%s: %d files, %.2f MB\n' "$language" "$(ls "$out" | grep -c "^$language-")" "$(echo "$bytes" | awk '{print $1 / 1e6}')"
-    total=$((total + bytes))
-    declare "bytes_$language=$bytes"
-done
-echo "text: $(($(date +%s) - started)) s in all"
-[ "$total" -ge 10000000 ] || fail "only $total bytes of text (at least 10 MB are needed)"
-[ "$bytes_zh" -ge 500000 ] || fail "only $bytes_zh bytes of Chinese (at least 0.5 MB are needed)"
+bytes() { find "$@" -type f -name '*.txt' -exec cat {} + | wc -c; }
+en=$(bytes "$out/en")
+zh=$(bytes "$out/zh")
+echo "English: $en bytes in $(ls "$out/en" | wc -l) documents"
+echo "Chinese: $zh bytes in $(ls "$out/zh" | wc -l) documents"
+if [ $((en + zh)) -lt 10000000 ] || [ "$zh" -lt 500000 ]; then
+    echo "$out: the text has $((en + zh)) bytes, $zh of them Chinese, fewer than 10000000 and 500000 ($most_bytes_wrong)" >&2
+    exit 1
+fi

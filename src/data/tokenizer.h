@@ -32,7 +32,7 @@ MUST_USE enum status tokenizer_decode_next(char **more, long *shown, const struc
 // the lines of UTF-8 texts and writes the model to `path`. At most TOKENIZER_SAMPLE_BYTES are used: lines drawn by a
 // counter-based choice. 0.9995 of all characters get a piece of their own, but never more than half of the vocabulary (the rest is
 // spelled in bytes). The same texts give the same bytes. ERR_CONFIG when the texts are too small for the vocabulary.
-enum { TOKENIZER_SAMPLE_BYTES = 10 << 20 };
+enum { TOKENIZER_SAMPLE_BYTES = 4 << 20 };
 struct text {
     const char *data;
     long bytes;
