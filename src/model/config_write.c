@@ -1,7 +1,9 @@
 // The config.json of a shape, and what follows from a shape alone.
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "base/json.h"
+#include "base/decimal.h"
 #include "model/config.h"
 
 // ---- writing ----
@@ -25,43 +27,112 @@ static enum status check_sayable(const struct config *c)
     return OK;
 }
 
-static void put_token(struct json_out *o, const char *key, long id)
+// One line each, so that people can read and edit the file.
+static void put_text(FILE *o, const char *key, const char *value)
 {
-    if (id < 0) json_put_null(o, key);
-    else json_put_long(o, key, id);
+    fprintf(o, ",\n  \"%s\": \"%s\"", key, value); // all are words of this file: nothing to escape
 }
 
-static void put_auto_map(struct json_out *o, bool moe)
+static void put_word(FILE *o, const char *key, const char *value)
 {
-    json_begin(o, "auto_map", '{');
-    json_put_text(o, "AutoConfig",
-                  moe ? "configuration_skywork_moe.SkyworkMoeConfig" : "configuration_skywork.SkyworkConfig");
-    json_put_text(o, "AutoModelForCausalLM",
-                  moe ? "modeling_skywork_moe.SkyworkForCausalLM" : "modeling_skywork.SkyworkForCausalLM");
-    json_end(o, '}');
+    fprintf(o, ",\n  \"%s\": %s", key, value);
 }
 
-static void put_experts(struct json_out *o, const struct config *c, enum arch arch)
+static void put_bool(FILE *o, const char *key, bool value)
+{
+    put_word(o, key, value ? "true" : "false");
+}
+
+static void put_long(FILE *o, const char *key, long value)
+{
+    fprintf(o, ",\n  \"%s\": %ld", key, value);
+}
+
+// With a point or an exponent: newer readers of these files insist that a float looks like one.
+static void put_real(FILE *o, const char *key, double value)
+{
+    char text[NUMBER_TEXT];
+    real_text(text, value);
+    fprintf(o, ",\n  \"%s\": %s%s", key, text, strpbrk(text, ".e") ? "" : ".0");
+}
+
+static void put_token(FILE *o, const char *key, long id)
+{
+    if (id < 0) put_word(o, key, "null");
+    else put_long(o, key, id);
+}
+
+static void put_auto_map(FILE *o, bool moe)
+{
+    const char *suffix = moe ? "_moe" : "";
+    fprintf(o, ",\n  \"auto_map\": {\n    \"AutoConfig\": \"configuration_skywork%s.Skywork%sConfig\"", suffix,
+            moe ? "Moe" : "");
+    fprintf(o, ",\n    \"AutoModelForCausalLM\": \"modeling_skywork%s.SkyworkForCausalLM\"\n  }", suffix);
+}
+
+static void put_experts(FILE *o, const struct config *c, enum arch arch)
 {
     if (arch == ARCH_MIXTRAL) {
-        json_put_long(o, "num_local_experts", c->E);
-        json_put_long(o, "num_experts_per_tok", c->K);
-        json_put_bool(o, "output_router_logits", false);
+        put_long(o, "num_local_experts", c->E);
+        put_long(o, "num_experts_per_tok", c->K);
+        put_bool(o, "output_router_logits", false);
     } else if (arch == ARCH_SKYMOE) {
-        json_put_long(o, "num_experts_per_tok", c->K);
-        json_put_long(o, "skymoe_num_experts", c->E);
-        json_put_real(o, "skymoe_gate_norm_std", c->gate_norm_std);
+        put_long(o, "num_experts_per_tok", c->K);
+        put_long(o, "skymoe_num_experts", c->E);
+        put_real(o, "skymoe_gate_norm_std", c->gate_norm_std);
     } else if (c->E > 0) {
-        json_begin(o, "num_experts", '[');
-        json_put_long(o, NULL, c->E);
-        json_end(o, ']');
-        json_put_long(o, "moe_expert_interval", 1);
-        json_put_bool(o, "moe_use_logits_norm", c->gate_norm_std != 0);
-        json_put_real(o, "moe_gate_norm_std", c->gate_norm_std != 0 ? c->gate_norm_std : 1.0);
-        json_put_bool(o, "moe_2layer_gate", false);
-        json_put_bool(o, "moe_use_skywork_gating", false);
-        json_put_bool(o, "moe_feature_no_mul_topk", true);
+        fprintf(o, ",\n  \"num_experts\": [%ld]", c->E);
+        put_long(o, "moe_expert_interval", 1);
+        put_bool(o, "moe_use_logits_norm", c->gate_norm_std != 0);
+        put_real(o, "moe_gate_norm_std", c->gate_norm_std != 0 ? c->gate_norm_std : 1.0);
+        put_bool(o, "moe_2layer_gate", false);
+        put_bool(o, "moe_use_skywork_gating", false);
+        put_bool(o, "moe_feature_no_mul_topk", true);
     }
+}
+
+static void put_shape(FILE *o, const struct config *c, enum arch arch)
+{
+    put_long(o, "vocab_size", c->V);
+    put_token(o, "bos_token_id", c->bos);
+    put_token(o, "eos_token_id", c->eos);
+    put_token(o, "pad_token_id", c->pad);
+    put_text(o, "hidden_act", "silu");
+    put_long(o, "hidden_size", c->D);
+    put_long(o, "intermediate_size", c->F);
+    put_long(o, "num_attention_heads", c->H);
+    put_long(o, "num_key_value_heads", c->G);
+    if (c->C * c->H != c->D) put_long(o, "head_dim", c->C);
+    put_long(o, "num_hidden_layers", c->L);
+    put_long(o, "max_position_embeddings", c->max_positions);
+    put_real(o, "initializer_range", c->init_std);
+    put_real(o, "rms_norm_eps", c->norm_eps);
+    put_real(o, "rope_theta", c->rope_theta);
+    if (arch == ARCH_LLAMA) {
+        put_bool(o, "attention_bias", false);
+        put_bool(o, "mlp_bias", false);
+    } else if (c->window) {
+        put_long(o, "sliding_window", c->window);
+    } else {
+        put_word(o, "sliding_window", "null"); // absent would mean 4096 to some
+    }
+    put_bool(o, "tie_word_embeddings", c->tied);
+}
+
+static void put_config(FILE *o, const struct config *c, enum arch arch)
+{
+    static const char *const types[] = {"llama", "mistral", "mixtral", "skywork", "skymoe"};
+    static const char *const dtypes[DTYPES] = {[F32] = "float32", [BF16] = "bfloat16", [F16] = "float16"};
+    fprintf(o, "{\n  \"architectures\": [\"%s\"]", arch_name(arch));
+    if (arch == ARCH_SKYWORK) put_auto_map(o, c->E > 0);
+    put_text(o, "model_type", types[arch]);
+    put_shape(o, c, arch);
+    put_text(o, "torch_dtype", dtypes[c->dtype]);
+    put_experts(o, c, arch);
+    if (c->quant == QUANT_FP8)
+        put_word(o, "quantization_config", "{\"quant_method\": \"fp8\", \"activation_scheme\": \"dynamic\"}");
+    put_bool(o, "use_cache", true);
+    fprintf(o, "\n}\n");
 }
 
 enum status config_write(char **text, const struct config *c)
@@ -69,56 +140,15 @@ enum status config_write(char **text, const struct config *c)
     TRY(check_sayable(c));
     // Skywork's code always routes to 2.
     enum arch arch = c->arch == ARCH_SKYWORK && c->E > 0 && c->K != 2 ? ARCH_SKYMOE : c->arch;
-    static const char *const types[] = {"llama", "mistral", "mixtral", "skywork", "skymoe"};
-    static const char *const dtypes[DTYPES] = {[F32] = "float32", [BF16] = "bfloat16", [F16] = "float16"};
-    struct json_out out = {0}, *o = &out;
-    json_begin(o, NULL, '{');
-    json_begin(o, "architectures", '[');
-    json_put_text(o, NULL, arch_name(arch));
-    json_end(o, ']');
-    if (arch == ARCH_SKYWORK) put_auto_map(o, c->E > 0);
-    json_put_text(o, "model_type", types[arch]);
-    json_put_long(o, "vocab_size", c->V);
-    put_token(o, "bos_token_id", c->bos);
-    put_token(o, "eos_token_id", c->eos);
-    put_token(o, "pad_token_id", c->pad);
-    json_put_text(o, "hidden_act", "silu");
-    json_put_long(o, "hidden_size", c->D);
-    json_put_long(o, "intermediate_size", c->F);
-    json_put_long(o, "num_attention_heads", c->H);
-    json_put_long(o, "num_key_value_heads", c->G);
-    if (c->C * c->H != c->D) json_put_long(o, "head_dim", c->C);
-    json_put_long(o, "num_hidden_layers", c->L);
-    json_put_long(o, "max_position_embeddings", c->max_positions);
-    json_put_real(o, "initializer_range", c->init_std);
-    json_put_real(o, "rms_norm_eps", c->norm_eps);
-    json_put_real(o, "rope_theta", c->rope_theta);
-    if (arch == ARCH_LLAMA) {
-        json_put_bool(o, "attention_bias", false);
-        json_put_bool(o, "mlp_bias", false);
-    } else if (c->window) {
-        json_put_long(o, "sliding_window", c->window);
-    } else {
-        json_put_null(o, "sliding_window"); // absent would mean 4096 to some
-    }
-    json_put_bool(o, "tie_word_embeddings", c->tied);
-    json_put_text(o, "torch_dtype", dtypes[c->dtype]);
-    put_experts(o, c, arch);
-    if (c->quant == QUANT_FP8) {
-        json_begin(o, "quantization_config", '{');
-        json_put_text(o, "quant_method", "fp8");
-        json_put_text(o, "activation_scheme", "dynamic");
-        json_end(o, '}');
-    }
-    json_put_bool(o, "use_cache", true);
-    json_end(o, '}');
-    enum status status = json_out_status(o);
-    if (status != OK) {
-        json_out_free(o);
-        return status;
-    }
-    *text = out.text;
-    return OK;
+    size_t bytes;
+    FILE *o = open_memstream(text, &bytes);
+    if (!o) return fail(ERR_MEMORY, "memory: refused while writing config.json (free some memory)");
+    put_config(o, c, arch);
+    bool failed = ferror(o) != 0;
+    failed |= fclose(o) != 0;
+    if (!failed) return OK;
+    free(*text);
+    return fail(ERR_MEMORY, "memory: refused while writing config.json (free some memory)");
 }
 
 // ---- counts ----
