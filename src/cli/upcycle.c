@@ -61,7 +61,9 @@ static void print_people(const struct upcycle_result *r, long L)
 {
     double total = (double)r->params_total / 1e6, active = (double)r->params_active / 1e6;
     printf("parameters %.3f M, of which %.3f M active\n", total, active);
-    printf("%s %.3f GB of weights\n", options.dry_run ? "would write" : "wrote", (double)r->output_bytes / 1e9);
+    bool large = r->output_bytes >= 1000000000;
+    printf("%s %.2f %s of weights\n", options.dry_run ? "would write" : "wrote",
+           (double)r->output_bytes / (large ? 1e9 : 1e6), large ? "GB" : "MB");
     if (!r->similarity) return;
     double least = r->similarity[0], most = r->similarity[0];
     for (long l = 1; l < L; l++) {
