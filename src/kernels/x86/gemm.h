@@ -37,6 +37,7 @@ struct gemm_groups {
 
 typedef void gemm_run(const struct gemm *g, const struct gemm_groups *groups);
 gemm_run gemm_avx2, gemm_avx512;
+gemm_run gemm_avx512bf16; // bf16 a, bf16 or FP8 b; pairs of k in each step of the chain
 
 // 64-byte aligned memory of the calling thread that lasts until its next call.
 void *x86_scratch(long bytes);

@@ -61,9 +61,9 @@ static inline void store_bf16_n(uint16_t *p, vf x, long n) { _mm256_mask_storeu_
 
 // e4m3: exponent bias 7 becomes 127 by adding 120. Subnormals m/8 2^-6 come out one too large at twice the exponent, so
 // 2^-6 is taken away; that keeps the processor's slow path for f32 subnormals out. 0x7f is NaN.
-static inline vf widen_e4m3(__m128i q)
+static inline vf widen_e4m3_lanes(__m512i u)
 {
-    __m512i u = _mm512_cvtepu8_epi32(q), low = _mm512_and_si512(u, _mm512_set1_epi32(0x7f));
+    __m512i low = _mm512_and_si512(u, _mm512_set1_epi32(0x7f));
     __mmask16 small = _mm512_cmplt_epi32_mask(low, _mm512_set1_epi32(8));
     __mmask16 nan = _mm512_cmpeq_epi32_mask(low, _mm512_set1_epi32(0x7f));
     __m512i bits = _mm512_add_epi32(_mm512_slli_epi32(low, 20), _mm512_set1_epi32(120 << 23));
@@ -74,6 +74,7 @@ static inline vf widen_e4m3(__m128i q)
     __m512i sign = _mm512_slli_epi32(_mm512_and_si512(u, _mm512_set1_epi32(0x80)), 24);
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(v), sign));
 }
+static inline vf widen_e4m3(__m128i q) { return widen_e4m3_lanes(_mm512_cvtepu8_epi32(q)); }
 static inline vf load_e4m3(const uint8_t *p) { return widen_e4m3(_mm_loadu_si128((const __m128i *)p)); }
 static inline vf load_e4m3_n(const uint8_t *p, long n) { return widen_e4m3(_mm_maskz_loadu_epi8(lanes_below(n), p)); }
 
