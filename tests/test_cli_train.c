@@ -266,7 +266,7 @@ static void test_generate(void **state)
 static int set_up(void **state)
 {
     if (!find_program() || make_temporary(state) != 0) return -1;
-    write_config("moe.json", true);
+    write_config("moe.json", true, 64);
     write_data("text_train", 20, 60, 1);
     write_data("text_valid", 10, 60, 2);
     return 0;

@@ -89,44 +89,58 @@ static void test_loss(void **state)
     check_loss("dense", 1e-5);
 }
 
+// KL of 50 tokens by the definition, from logits of paged forwards.
+static void divergence_by_definition(double *sum, double *most, struct model *p, struct model *q, const struct loader *l)
+{
+    int token[S], target[S], position[S], start[S];
+    long left = 50, V = TINY_V;
+    for (long i = 0; left > 0; i++) {
+        OK_OR_FAIL(loader_eval_sample((struct loader *)l, i, token, target, position, start));
+        for (long t = 0; t < S; t++) {
+            if (target[t] < 0 || left-- <= 0) continue;
+            float a[TINY_V], b[TINY_V];
+            struct kv_cache ka, kb;
+            OK_OR_FAIL(kv_cache_init(&ka, p, 1, S, S));
+            OK_OR_FAIL(kv_cache_init(&kb, q, 1, S, S));
+            OK_OR_FAIL(kv_append(&ka, 0, token + start[t], t + 1 - start[t], a, NULL));
+            OK_OR_FAIL(kv_append(&kb, 0, token + start[t], t + 1 - start[t], b, NULL));
+            double la = log_sum_exp(a, V), lb = log_sum_exp(b, V), kl = 0;
+            for (long v = 0; v < V; v++)
+                kl += exp((double)a[v] - la) * (((double)a[v] - la) - ((double)b[v] - lb));
+            *sum += kl;
+            if (kl > *most) *most = kl;
+            kv_cache_free(&ka);
+            kv_cache_free(&kb);
+        }
+    }
+}
+
 static void test_divergence(void **state)
 {
     (void)state;
     static struct inference p, q;
     struct loader l = open_valid(S, true);
     struct divergence d;
+    double sum = 0, most = 0;
     OK_OR_FAIL(inference_open(&p, at("f32"), S, 0));
     OK_OR_FAIL(inference_open(&q, at("other"), S, 0));
     OK_OR_FAIL(evaluate_kl(&d, &p.model, &p.model, &l, 0));
     assert_true(fabs(d.mean) < 1e-6 && d.max < 1e-5);
     OK_OR_FAIL(evaluate_kl(&d, &p.model, &q.model, &l, 50));
     assert_int_equal(d.tokens, 50);
-
-    // The same by the definition, from logits of paged forwards.
-    int token[S], target[S], position[S], start[S];
-    double sum = 0, most = 0;
-    long left = 50, V = TINY_V;
-    for (long i = 0; left > 0; i++) {
-        OK_OR_FAIL(loader_eval_sample(&l, i, token, target, position, start));
-        for (long t = 0; t < S; t++) {
-            if (target[t] < 0 || left-- <= 0) continue;
-            float a[TINY_V], b[TINY_V];
-            struct kv_cache ka, kb;
-            OK_OR_FAIL(kv_cache_init(&ka, &p.model, 1, S, S));
-            OK_OR_FAIL(kv_cache_init(&kb, &q.model, 1, S, S));
-            OK_OR_FAIL(kv_append(&ka, 0, token + start[t], t + 1 - start[t], a, NULL));
-            OK_OR_FAIL(kv_append(&kb, 0, token + start[t], t + 1 - start[t], b, NULL));
-            double la = log_sum_exp(a, V), lb = log_sum_exp(b, V), kl = 0;
-            for (long v = 0; v < V; v++)
-                kl += exp((double)a[v] - la) * (((double)a[v] - la) - ((double)b[v] - lb));
-            sum += kl;
-            if (kl > most) most = kl;
-            kv_cache_free(&ka);
-            kv_cache_free(&kb);
-        }
-    }
+    divergence_by_definition(&sum, &most, &p.model, &q.model, &l);
     printf("  KL %.6f, by definition %.6f; largest %.6f, %.6f\n", d.mean, sum / 50, d.max, most);
     assert_true(fabs(d.mean * 50 / sum - 1) < 1e-4 && fabs(d.max / most - 1) < 1e-3);
+    loader_close(&l);
+    inference_close(&p);
+    inference_close(&q);
+
+    // Samples of 300 tokens are compared in two chunks of rows; a model is no further from itself in the second.
+    l = open_valid(300, true);
+    OK_OR_FAIL(inference_open(&p, at("long"), 300, 0));
+    OK_OR_FAIL(inference_open(&q, at("long"), 300, 0));
+    OK_OR_FAIL(evaluate_kl(&d, &p.model, &q.model, &l, 0));
+    assert_true(d.tokens > 350 && fabs(d.mean) < 1e-6 && d.max < 1e-5);
     loader_close(&l);
     inference_close(&p);
     inference_close(&q);
@@ -258,6 +272,25 @@ static void test_generate(void **state)
     OK_OR_FAIL(generate(&finish, &kv, 0, &s, &g));
     assert_int_equal(finish, FINISH_STOP);
     assert_int_equal(again.n, wanted);
+    sampler_free(&s);
+
+    const struct sampling warm = {1, 0, 1, 0, 1}; // each draw is the one of its position
+    struct taken drawn = {.n = 0};
+    g.ends = &none;
+    g.user = &drawn;
+    g.choice = 3;
+    OK_OR_FAIL(sampler_init(&s, &warm, TINY_V, TINY_V));
+    kv_cache_drop(&kv, 0);
+    OK_OR_FAIL(generate(&finish, &kv, 0, &s, &g));
+    kv_cache_drop(&kv, 0);
+    for (long n = 0; n < 12; n++) {
+        float logits[TINY_V];
+        struct sampled wanted_token;
+        if (n == 0) OK_OR_FAIL(kv_append(&kv, 0, prompt, 4, logits, NULL));
+        else OK_OR_FAIL(kv_append(&kv, 0, &drawn.id[n - 1], 1, logits, NULL));
+        OK_OR_FAIL(sampler_draw(&wanted_token, &s, logits, 3, 4 + n));
+        assert_int_equal(drawn.id[n], wanted_token.token);
+    }
     kv_cache_free(&kv);
     sampler_free(&s);
 
@@ -303,7 +336,7 @@ static void test_tasks(void **state)
     static struct inference i;
     struct tasks tasks;
     struct output o;
-    static const char *const choice[] = {" the lazy dog", " fox fox", " 12"};
+    static const char *const choice[] = {" the lazy dog. Experts are chosen by a router", " xqz", " 12"};
     static const char *const prompt[] = {"The quick brown", "A model has", "Experts are"};
     OK_OR_FAIL(inference_open(&i, at("prose"), 16, 64));
     OK_OR_FAIL(output_open(&o, at("quiz.jsonl")));
@@ -365,12 +398,14 @@ static int set_up(void **state)
 {
     if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
     log_quiet(true);
-    write_config("moe.json", true);
-    write_config("dense.json", false);
+    write_config("moe.json", true, 64);
+    write_config("dense.json", false, 64);
     write_data("text_train", 20, 60, 1);
     write_data("text_valid", 10, 60, 2);
     make_model("f32", "moe.json", "1", "f32", "text");
     make_model("other", "moe.json", "2", "f32", "text");
+    write_config("long.json", true, 400);
+    make_model("long", "long.json", "1", "f32", "text");
     make_model("bf16", "moe.json", "1", "bf16", "text");
     make_model("dense", "dense.json", "1", "f32", "text");
     make_text_model();

@@ -114,6 +114,24 @@ static void test_log(void **state)
     assert_true(path_exists(at("log-run/step-000030/model.safetensors")) && path_exists(at("log-run/latest")));
 }
 
+// The drop rate follows from the counts and the capacity: ceil(1.1 * 2 * 96 / 4) = 53 with all in one micro-batch.
+static void test_drop_rate(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("drops"), "--micro-batch-size",
+                    "6", "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0"));
+    OK_OR_FAIL(trainer_step(&t));
+    for (long l = 0; l < 2; l++) {
+        long over = 0;
+        for (long e = 0; e < 4; e++) over += t.model.balance[l].count[e] > 53 ? t.model.balance[l].count[e] - 53 : 0;
+        printf("  layer %ld: %ld assignments over the capacity\n", l, over);
+        assert_true(over > 0);
+        assert_true(fabs(t.result.drop[l] - (double)over / (2 * 96)) < 1e-15);
+    }
+    trainer_close(&t);
+}
+
 // ---- resume ----
 
 static char *file_text(const char *folder, const char *name, long *bytes)
@@ -416,26 +434,35 @@ static void test_adamw(void **state)
     trainer_close(&t);
 }
 
-// How a step is cut into micro-batches changes no gradient of a dense model: 1/N counts the whole step's targets.
-static void test_accumulation(void **state)
+// How a step is cut into micro-batches changes no gradient where no token depends on another sequence: 1/N counts the
+// whole step's targets, and the balance loss weighs micro-batches by their tokens.
+static void check_accumulation(const char *model)
 {
-    (void)state;
     static struct trainer t[3];
     static const char *const micro[] = {"6", "2", "4"}; // 4: the last one is short
     for (int i = 0; i < 3; i++) {
         OK_OR_FAIL(folder_remove(at("cut")));
-        OK_OR_FAIL(OPEN(&t[i], "--data", at("text"), "--model", at("dense.json"), "--output", at("cut"),
-                        "--micro-batch-size", micro[i], "--global-batch-size", "6", "--seq-length", "16",
-                        "--eval-interval", "0"));
+        OK_OR_FAIL(OPEN(&t[i], "--data", at("text"), "--model", model, "--output", at("cut"), "--micro-batch-size",
+                        micro[i], "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0",
+                        "--moe-capacity-factor", "0", "--moe-aux-loss-scope", "sequence", "--moe-aux-loss-coeff", "1"));
         OK_OR_FAIL(trainer_step(&t[i]));
         double loss = t[i].result.loss / t[0].result.loss - 1, norm = t[i].result.norm / t[0].result.norm - 1;
-        printf("  micro-batches of %s: loss differs by %.2g, norm by %.2g\n", micro[i], loss, norm);
-        assert_true(fabs(loss) < 1e-6 && fabs(norm) < 1e-5);
+        double aux = t[i].model.balance ? t[i].result.aux_loss / t[0].result.aux_loss - 1 : 0;
+        printf("  micro-batches of %s: loss differs by %.2g, balance loss %.6g by %.2g, norm by %.2g\n", micro[i], loss,
+               t[i].result.aux_loss, aux, norm);
+        assert_true(fabs(loss) < 1e-6 && fabs(aux) < 1e-5 && fabs(norm) < 1e-5);
     }
     long targets = 0;
     for (long i = 6 * 16; i < 2 * 6 * 16; i++) targets += t[0].ints[i] >= 0;
     assert_true(targets < 6 * 16); // documents end within: N is not the number of tokens
     for (int i = 0; i < 3; i++) trainer_close(&t[i]);
+}
+
+static void test_accumulation(void **state)
+{
+    (void)state;
+    check_accumulation(at("dense.json"));
+    check_accumulation(at("moe.json"));
 }
 
 // ---- the rest ----
@@ -557,8 +584,8 @@ static int set_up(void **state)
 {
     if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
     log_quiet(true);
-    write_config("moe.json", true);
-    write_config("dense.json", false);
+    write_config("moe.json", true, 64);
+    write_config("dense.json", false, 64);
     write_data("text_train", 40, 100, 1);
     write_data("text_valid", 10, 100, 2);
     write_data("few_train", 6, 80, 3);
@@ -570,6 +597,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_overfits),       cmocka_unit_test(test_log),
+        cmocka_unit_test(test_drop_rate),
         cmocka_unit_test(test_resume),         cmocka_unit_test(test_resume_after_crash),
         cmocka_unit_test(test_resume_refused), cmocka_unit_test(test_skips),
         cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),

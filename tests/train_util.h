@@ -42,27 +42,27 @@ static UNUSED int remove_temporary(void **state)
     return folder_remove(temporary) == OK ? 0 : -1;
 }
 
-// A path in the temporary folder; 8 of them live at a time.
+// A path in the temporary folder; 32 of them live at a time.
 static UNUSED const char *at(const char *name)
 {
-    static char path[8][PATH_LENGTH];
+    static char path[32][PATH_LENGTH];
     static int next;
-    char *p = path[next++ % 8];
+    char *p = path[next++ % 32];
     if (snprintf(p, PATH_LENGTH, "%s/%s", temporary, name) >= PATH_LENGTH) abort();
     return p;
 }
 
 enum { TINY_V = 61 };
 
-static UNUSED void write_config(const char *name, bool moe)
+static UNUSED void write_config(const char *name, bool moe, int positions)
 {
     char text[2048];
     snprintf(text, sizeof text,
              "{\"architectures\":[\"%s\"],\"model_type\":\"%s\",\"hidden_size\":32,\"intermediate_size\":40,"
              "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":%d,"
-             "\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,\"hidden_act\":\"silu\","
+             "\"max_position_embeddings\":%d,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,\"hidden_act\":\"silu\","
              "\"tie_word_embeddings\":false,\"torch_dtype\":\"float32\",\"bos_token_id\":1,\"eos_token_id\":2%s}",
-             moe ? "SkyworkForCausalLM" : "LlamaForCausalLM", moe ? "skywork_moe" : "llama", TINY_V,
+             moe ? "SkyworkForCausalLM" : "LlamaForCausalLM", moe ? "skywork_moe" : "llama", TINY_V, positions,
              moe ? ",\"num_experts\":[4],\"moe_expert_interval\":1,\"moe_use_logits_norm\":true,"
                    "\"moe_gate_norm_std\":1.0,\"moe_2layer_gate\":false,\"moe_use_skywork_gating\":false,"
                    "\"moe_feature_no_mul_topk\":true" : "");
