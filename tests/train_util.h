@@ -111,6 +111,11 @@ static UNUSED enum status open_trainer(struct trainer *t, const char *const *wor
 #define OPEN(t, ...)                                                                                                   \
     open_trainer(t, (const char *const[]){__VA_ARGS__}, (int)(sizeof(const char *[]){__VA_ARGS__} / sizeof(char *)))
 
+// Options of a short run.
+#define MOE_RUN                                                                                                        \
+    "--micro-batch-size", "2", "--global-batch-size", "6", "--seq-length", "16", "--eval-interval", "0", "--lr",       \
+        "3e-3", "--lr-warmup-steps", "3"
+
 // Rows of RUN/metrics.jsonl that have `field`.
 struct rows {
     cJSON **row;
