@@ -174,6 +174,7 @@ static void test_zeros(void **state)
     for (long i = 0; i < b.params.n; i++) {
         if (!strstr(b.params.item[i].name, "o_proj")) continue;
         float *y = values_of(&b, i);
+        assert_int_equal(b.stored[i]->type, F8_E4M3);
         assert_true(model_folder_scale(&b, i) == 1);
         for (long j = 0; j < param_elements(&b.params.item[i]); j++) assert_true(y[j] == 0);
         free(y);
