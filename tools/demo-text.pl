@@ -38,11 +38,13 @@ sub html_text
     $html =~ s{<a class="headerlink".*?</a>}{}gs;
     $html =~ s{<ul class="docnav.*?</ul>|<div id="banner">.*?</div>|<p id="title">.*?</p>}{}gs;    # Publican
     $html =~ s{<div class="nav(header|footer)">.*?</table>.*?</div>}{}gs;                            # DocBook
+    $html =~ s{\A.*?<div id="content">}{}s if $html =~ s{<div id="footer">.*}{}s;                     # Exim, git
+    $html =~ s{<a class="(previous|toc|next)_page".*?</a>}{}gs;
     $html =~ s{<div class="(toc|list-of-[a-z]+|legalnotice|authorgroup|revhistory)">.*?</div>}{}gs;
     $html =~ s{<img\b[^>]*>|<hr\b[^>]*>}{}g;
     my $encoded = $mark;
     utf8::encode($encoded);
-    $html =~ s{(<h2\b)}{<p>$encoded</p>$1}g;
+    $html =~ s{(<h[23]\b)}{<p>$encoded</p>$1}g;
     return output_of("<html><body>$html", qw(w3m -dump -T text/html -I UTF-8 -O UTF-8 -cols 5000));
 }
 
@@ -59,6 +61,7 @@ sub man_text
         "\\[?\x{4E2D}\x{6587}\x{7248}[^\n]*", "\x{4E2D}\x{6587}\x{624B}\x{518C}\x{9875}[^\n]*",
         "\\(?#?\x{4E2D}\x{6587} ?man[^\n]*";
     $text =~ s/^($last)\n((?: [^\n]*)?\n)*//gm;
+    $text =~ s/^(?=\S)/$mark\n/gm;
     $text =~ s/^ {7}//gm;
     return $text;
 }
@@ -78,6 +81,7 @@ sub clean
         $line =~ s/(?<=\S) {3,}/  /g;
         $line =~ s/^ {12,}/        /;
         $line =~ s/\s+$//;
+        next if $line =~ /linuxforum|\x{300A}\x{4E2D}\x{56FD} ?linux|\A\s*\S+ <\S+@\S+>\z/i; # who translated
         # Translations leave paragraphs that nobody translated in English.
         next if $language eq 'zh' && $line !~ $han && length($line =~ s/^\s*//r) >= 50;
         push @lines, $line;
@@ -88,13 +92,13 @@ sub clean
     return "$text\n";
 }
 
-# Parts of at least 2000 characters, cut at marks.
+# Parts of at least 4000 characters, cut at marks.
 sub parts
 {
     my ($text) = @_;
     my @parts = ('');
     for my $piece (split /\s*\Q$mark\E\s*/, $text) {
-        push @parts, '' if length($parts[-1]) >= 2000;
+        push @parts, '' if length($parts[-1]) >= 4000;
         $parts[-1] .= ($parts[-1] eq '' ? '' : "\n\n") . $piece;
     }
     return @parts;

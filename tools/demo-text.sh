@@ -52,8 +52,8 @@ english()
     doc debmake-doc '*.en.html'
     doc debian-edu-doc-en '*bookworm-manual.html'
     doc debian-history '*.en.html'
-    doc aptitude-doc-en '*.html'
-    doc exim4-doc-html '*.html' | grep -v 'index'
+    doc aptitude-doc-en '*.html' | grep -v '/ld-'
+    doc exim4-doc-html '*.html' | grep -v 'index\|doc_keyword\|/ix'
     doc git-doc '*.html' | grep -v '/git-[a-z-]*.html\|/RelNotes/\|/technical/'
     doc manpages '*.[1-8].gz' | grep '/man/man' | grep -v '/iso_8859\|/cp[0-9]'
 }
