@@ -54,7 +54,7 @@ static enum status check_text(const struct text *t, const char *name)
 static enum status add_line(struct corpus *c, const char *line, long bytes, const char *name)
 {
     cJSON *json;
-    const char *value;
+    const char *value = NULL;
     TRY(json_parse(&json, line, bytes, name));
     enum status status = cJSON_IsObject(json) ? json_text(&value, json, "text", NULL, name)
                                               : fail(ERR_FORMAT, "%s: is not an object {\"text\": ...}", name);

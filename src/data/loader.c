@@ -145,7 +145,7 @@ static void add_part(struct sample *a, const struct dataset *d, long document, l
     dataset_read(a->token + t, d, document, from, kept);
     if (a->document_mask) a->part = t;
     for (long i = t; i < t + kept; i++) {
-        a->start[i] = a->document_mask ? a->part : 0;
+        a->start[i] = a->document_mask ? (int)a->part : 0;
         a->position[i] = (int)(i - a->start[i]);
         if (i > 0) a->target[i - 1] = a->token[i];
     }

@@ -5,6 +5,14 @@
 #include <stdlib.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+static bool has_f16c(void) // clang 14's __builtin_cpu_supports does not know it
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 // vdpbf16ps multiplies twice as fast as f32 multiply-adds on AMD's processors and half as fast on Intel's (which mean
 // AMX to be used). There it serves only who asks for the level by name.
 static bool bf16_pays(void)
@@ -15,7 +23,7 @@ static bool bf16_pays(void)
 
 void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
 {
-    if (level >= LEVEL_AVX2 && __builtin_cpu_supports("f16c")) {
+    if (level >= LEVEL_AVX2 && has_f16c()) {
         fill_products_avx2(k, type);
         fill_attention_avx2(k, type);
         fill_rows_avx2(k, type);
