@@ -7,6 +7,7 @@
 static const long product_shapes[][3] = { // M N K
     {0, 5, 7},    {2, 0, 5},    {3, 4, 0},     {1, 1, 1},    {1, 17, 63},   {1, 130, 300}, {2, 64, 64},  {3, 65, 17},
     {17, 3, 130}, {63, 64, 65}, {130, 17, 64}, {65, 63, 257}, {33, 96, 128}, {8, 130, 512}, {5, 7, 1030}, {64, 128, 96},
+    {600, 37, 70}, {20, 600, 45}, {9, 33, 2100}, {37, 50, 800}, {2100, 9, 17}, // more than a block each way
 };
 enum { PRODUCT_SHAPES = sizeof product_shapes / sizeof product_shapes[0] };
 
@@ -17,13 +18,42 @@ static struct bound sum_bound(const struct check *c, long n, bool rounded, doubl
                           .magnitude = m};
 }
 
-// sum over k of |a[k a_step] b[k b_step]|
-static double absolute_dot(const struct check *c, const void *a, long i, long a_step, const void *b, long j,
-                           long b_step, long n)
+// |x| of n elements from `at` on; rows of `columns` have a scale in an F8 tensor.
+static double *absolute(struct tensor x, long at, long n, long columns)
 {
-    double sum = 0;
-    for (long k = 0; k < n; k++) sum += fabs(el_at(c, a, i + k * a_step) * el_at(c, b, j + k * b_step));
-    return sum;
+    struct buffer b = {.data = x.data, .type = (int)x.dtype};
+    double *a = magnitudes(n);
+    for (long i = 0; i < n; i++)
+        a[i] = fabs(value_at(&b, at + i)) * (x.scale ? (double)x.scale[(at + i) / columns] : 1);
+    return a;
+}
+
+// Of I rows of k numbers each and J rows of k numbers: m[i, j] += sum of |a[i, k] b[j, k]|, a and b from element
+// a_at and b_at on. `form` says how they are stored: nt [I, k] and [J, k], nn [I, k] and [k, J], tn [k, I] and [k, J].
+enum form { NT, NN, TN };
+
+static void add_magnitudes(double *m, enum form form, struct tensor a, long a_at, struct tensor b, long b_at, long I,
+                           long J, long K)
+{
+    double *x = absolute(a, a_at, I * K, 1), *y = absolute(b, b_at, J * K, K);
+    for (long i = 0; i < I; i++)
+        for (long k = 0; k < K; k++) {
+            double z = x[form == TN ? k * I + i : i * K + k];
+            const double *row = form == NT ? y + k : y + k * J;
+            for (long j = 0, step = form == NT ? K : 1; j < J; j++) m[i * J + j] += z * row[j * step];
+        }
+    free(x);
+    free(y);
+}
+
+static struct tensor el_tensor(const struct check *c, void *data)
+{
+    return (struct tensor){data, NULL, c->k->el};
+}
+
+static struct tensor acc_tensor(const struct check *c, void *data)
+{
+    return (struct tensor){data, NULL, c->k->acc};
 }
 
 // Row limits of E experts: none empty, some empty, all empty, everything on the first, on the last.
@@ -42,6 +72,7 @@ static long *in_groups(struct check *c, long E, long rows, long pattern)
 static const long group_shapes[][5] = { // E rows pattern N K
     {1, 3, 0, 17, 65},  {3, 0, 0, 64, 64}, {5, 17, 0, 33, 63}, {4, 1, 0, 130, 17}, {8, 6, 1, 65, 130},
     {16, 2, 2, 16, 16}, {4, 12, 3, 64, 96}, {3, 21, 4, 63, 64}, {8, 33, 0, 128, 64}, {2, 64, 0, 96, 257},
+    {2, 300, 4, 33, 400}, {3, 40, 1, 300, 50},
 };
 enum { GROUP_SHAPES = sizeof group_shapes / sizeof group_shapes[0] };
 
@@ -56,9 +87,7 @@ static bool nt_case(struct check *c, long shape, bool rounded)
     void *x = in_el(c, M * K);
     struct tensor w = in_weight(c, f8, N, K);
     double *m = magnitudes(M * N);
-    for (long i = 0; i < M * N; i++)
-        for (long k = 0; k < K; k++)
-            m[i] += fabs(el_at(c, x, i / N * K + k) * weight_at(w, i % N * K + k, K));
+    add_magnitudes(m, NT, el_tensor(c, x), 0, w, 0, M, N, K);
     void *y = out(c, "y", (int)(rounded ? c->k->el : c->k->acc), M * N, sum_bound(c, K, rounded, m));
     seal(c, "M %ld N %ld K %ld%s", M, N, K, f8 ? " F8" : "");
     if (rounded) c->k->matmul_nt(y, x, w, M, N, K);
@@ -86,9 +115,8 @@ static bool case_grouped_nt(struct check *c, long shape)
     struct tensor w = in_weight(c, f8, E * N, K);
     double *m = magnitudes(R * N);
     for (long e = 0; e < E; e++)
-        for (long i = first[e] * N; i < first[e + 1] * N; i++)
-            for (long k = 0; k < K; k++)
-                m[i] += fabs(el_at(c, x, i / N * K + k) * weight_at(w, (e * N + i % N) * K + k, K));
+        add_magnitudes(m + first[e] * N, NT, el_tensor(c, x), first[e] * K, w, e * N * K,
+                       first[e + 1] - first[e], N, K);
     void *y = out(c, "y", (int)c->k->el, R * N, sum_bound(c, K, true, m));
     seal(c, "E %ld R %ld N %ld K %ld%s", E, R, N, K, f8 ? " F8" : "");
     c->k->grouped_nt(y, x, w, first, E, N, K);
@@ -104,7 +132,7 @@ static bool case_matmul_nn(struct check *c, long shape)
     void *dy = in_el(c, M * N);
     struct tensor w = in_weight(c, false, N, K);
     double *m = magnitudes(M * K);
-    for (long i = 0; i < M * K; i++) m[i] = absolute_dot(c, dy, i / K * N, 1, w.data, i % K, K, N);
+    add_magnitudes(m, NN, el_tensor(c, dy), 0, w, 0, M, K, N);
     void *dx = out(c, "dx", (int)c->k->el, M * K, sum_bound(c, N, true, m));
     seal(c, "M %ld N %ld K %ld", M, N, K);
     c->k->matmul_nn(dx, dy, w, M, N, K);
@@ -120,8 +148,8 @@ static bool case_grouped_nn(struct check *c, long shape)
     struct tensor w = in_weight(c, false, E * N, K);
     double *m = magnitudes(R * K);
     for (long e = 0; e < E; e++)
-        for (long i = first[e] * K; i < first[e + 1] * K; i++)
-            m[i] = absolute_dot(c, dy, i / K * N, 1, w.data, e * N * K + i % K, K, N);
+        add_magnitudes(m + first[e] * K, NN, el_tensor(c, dy), first[e] * N, w, e * N * K,
+                       first[e + 1] - first[e], K, N);
     void *dx = out(c, "dx", (int)c->k->el, R * K, sum_bound(c, N, true, m));
     seal(c, "E %ld R %ld N %ld K %ld", E, R, N, K);
     c->k->grouped_nn(dx, dy, w, first, E, N, K);
@@ -136,7 +164,8 @@ static bool case_matmul_tn(struct check *c, long shape)
     long M = product_shapes[shape][0], N = product_shapes[shape][1], K = product_shapes[shape][2];
     void *dy = in_el(c, M * N), *x = in_el(c, M * K);
     double *m = magnitudes(N * K);
-    for (long i = 0; i < N * K; i++) m[i] = 4 + absolute_dot(c, dy, i / K, N, x, i % K, K, M);
+    for (long i = 0; i < N * K; i++) m[i] = 4; // what dw held
+    add_magnitudes(m, TN, el_tensor(c, dy), 0, el_tensor(c, x), 0, N, K, M);
     void *dw = in_out(c, "dw", (int)c->k->acc, F32, N * K, sum_bound(c, M, false, m));
     seal(c, "M %ld N %ld K %ld", M, N, K);
     c->k->matmul_tn(dw, dy, x, M, N, K);
@@ -150,10 +179,10 @@ static bool case_grouped_tn(struct check *c, long shape)
     long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
     void *dy = in_el(c, R * N), *x = in_el(c, R * K);
     double *m = magnitudes(E * N * K);
-    for (long i = 0; i < E * N * K; i++) {
-        long e = i / (N * K), n = i / K % N;
-        m[i] = 4 + absolute_dot(c, dy, first[e] * N + n, N, x, first[e] * K + i % K, K, first[e + 1] - first[e]);
-    }
+    for (long i = 0; i < E * N * K; i++) m[i] = 4;
+    for (long e = 0; e < E; e++)
+        add_magnitudes(m + e * N * K, TN, el_tensor(c, dy), first[e] * N, el_tensor(c, x), first[e] * K, N, K,
+                       first[e + 1] - first[e]);
     void *dw = in_out(c, "dw", (int)c->k->acc, F32, E * N * K, sum_bound(c, R, false, m));
     seal(c, "E %ld R %ld N %ld K %ld", E, R, N, K);
     c->k->grouped_tn(dw, dy, x, first, E, N, K);
@@ -168,8 +197,7 @@ static bool case_router_nt(struct check *c, long shape)
     long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
     void *x = in_el(c, T * D), *w = in_acc(c, E * D);
     double *m = magnitudes(T * E);
-    for (long i = 0; i < T * E; i++)
-        for (long d = 0; d < D; d++) m[i] += fabs(el_at(c, x, i / E * D + d) * acc_at(c, w, i % E * D + d));
+    add_magnitudes(m, NT, el_tensor(c, x), 0, acc_tensor(c, w), 0, T, E, D);
     void *z = out(c, "z", (int)c->k->acc, T * E, sum_bound(c, D, false, m));
     seal(c, "T %ld E %ld D %ld", T, E, D);
     c->k->router_nt(z, x, w, T, E, D);
@@ -182,8 +210,7 @@ static bool case_router_nn(struct check *c, long shape)
     long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
     void *dz = in_acc(c, T * E), *w = in_acc(c, E * D);
     double *m = magnitudes(T * D);
-    for (long i = 0; i < T * D; i++)
-        for (long e = 0; e < E; e++) m[i] += fabs(acc_at(c, dz, i / D * E + e) * acc_at(c, w, e * D + i % D));
+    add_magnitudes(m, NN, acc_tensor(c, dz), 0, acc_tensor(c, w), 0, T, D, E);
     void *dx = out(c, "dx", (int)c->k->acc, T * D, sum_bound(c, E, false, m));
     seal(c, "T %ld E %ld D %ld", T, E, D);
     c->k->router_nn(dx, dz, w, T, E, D);
@@ -196,10 +223,8 @@ static bool case_router_tn(struct check *c, long shape)
     long T = product_shapes[shape][0], E = product_shapes[shape][1], D = product_shapes[shape][2];
     void *dz = in_acc(c, T * E), *x = in_el(c, T * D);
     double *m = magnitudes(E * D);
-    for (long i = 0; i < E * D; i++) {
-        m[i] = 4;
-        for (long t = 0; t < T; t++) m[i] += fabs(acc_at(c, dz, t * E + i / D) * el_at(c, x, t * D + i % D));
-    }
+    for (long i = 0; i < E * D; i++) m[i] = 4;
+    add_magnitudes(m, TN, acc_tensor(c, dz), 0, el_tensor(c, x), 0, E, D, T);
     void *dw = in_out(c, "dw", (int)c->k->acc, F32, E * D, sum_bound(c, T, false, m));
     seal(c, "T %ld E %ld D %ld", T, E, D);
     c->k->router_tn(dw, dz, x, T, E, D);

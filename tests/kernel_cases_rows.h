@@ -103,7 +103,7 @@ static bool case_init_normal(struct check *c, long shape)
 // ---- embedding, residual, norm ----
 
 static const long row_shapes[][2] = { // T D
-    {0, 16}, {1, 1}, {3, 17}, {17, 63}, {2, 64}, {65, 65}, {130, 130}, {5, 1000}, {200, 96}, {1, 512},
+    {0, 16}, {1, 1}, {3, 17}, {17, 63}, {2, 64}, {65, 65}, {130, 130}, {5, 1000}, {200, 96}, {1, 512}, {3, 2100},
 };
 enum { ROW_SHAPES = sizeof row_shapes / sizeof row_shapes[0] };
 

@@ -2,9 +2,9 @@
 //
 // A case is a function of (check, shape number): it makes inputs and outputs with the functions below and calls one
 // entry of check->k; false when there is no such shape. Inputs are functions of the shape alone and exact in the
-// narrower type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the kernel
-// adds (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs must come
-// back untouched, and what differs by more than the bound, or is NaN on one side only, fails.
+// narrower type of the two tables, so both get the same values. Outputs are poisoned with NaN, or filled where the
+// kernel adds (+=). All buffers have guard bytes around them, every second shape starts off the usual alignment, inputs
+// must come back untouched, and what differs by more than the bound, or is NaN on one side only, fails.
 #ifndef SKYMOE_TESTS_KERNEL_CHECK_H
 #define SKYMOE_TESTS_KERNEL_CHECK_H
 
@@ -163,12 +163,6 @@ static inline struct tensor in_weight(struct check *c, bool f8, long rows, long 
         for (long i = 0; i < rows; i++) w.scale[i] = (float)(0.01 + 0.02 * fabs(draw(c)));
     }
     return w;
-}
-
-static inline double weight_at(struct tensor w, long i, long columns)
-{
-    struct buffer b = {.data = w.data, .type = (int)w.dtype};
-    return value_at(&b, i) * (w.scale ? (double)w.scale[i / columns] : 1);
 }
 
 static inline double el_at(const struct check *c, const void *data, long i)
