@@ -20,10 +20,13 @@ static struct options {
 
 #define AT(field) offsetof(struct options, field)
 static const struct setting rows[] = {
-    {"input", SETTING_LIST, AT(input), NULL, 0, 0, NULL, "text: .txt or .md (one document each), .jsonl (`text` of each line), folders"},
-    {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "PREFIX of what is written: PREFIX_train.bin, PREFIX_tokenizer/ ..."},
+    {"input", SETTING_LIST, AT(input), NULL, 0, 0, NULL,
+     "text: .txt or .md (one document each), .jsonl (`text` of each line), folders"},
+    {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL,
+     "PREFIX of what is written: PREFIX_train.bin, PREFIX_tokenizer/ ..."},
     {"tokenizer", SETTING_TEXT, AT(tokenizer), NULL, 0, 0, NULL, "model folder or tokenizer.model to use"},
-    {"train-tokenizer", SETTING_SWITCH, AT(train_tokenizer), NULL, 0, 0, NULL, "train a tokenizer on the training part"},
+    {"train-tokenizer", SETTING_SWITCH, AT(train_tokenizer), NULL, 0, 0, NULL,
+     "train a tokenizer on the training part"},
     {"vocab-size", SETTING_LONG, AT(vocab_size), "8192", 320, 1 << 20, NULL, "pieces of the tokenizer that is trained"},
     {"split", SETTING_TEXT, AT(split), "98,1,1", 0, 0, NULL, "shares of training, validation and test, by document"},
     {"near-copy", SETTING_REAL, AT(near_copy), "0.2", 0, 1, NULL,

@@ -1,5 +1,5 @@
-// The documents that `prepare` is given, as text in memory: a .txt or .md file is one document, a .jsonl file has one in
-// the field `text` of each line. Internal to data/.
+// The documents that `prepare` is given, as text in memory: a .txt or .md file is one document, a .jsonl file has one
+// in the field `text` of each line. Internal to data/.
 #ifndef SKYMOE_DATA_CORPUS_H
 #define SKYMOE_DATA_CORPUS_H
 
@@ -22,9 +22,9 @@ struct corpus {
     char **line;               // texts of .jsonl documents
     long lines, lines_room;
 };
-// Every file below folders that does not begin with '.'; links to folders are not followed. ERR_CONFIG: a file of another
-// kind named as input. ERR_IO, ERR_FORMAT: a file that cannot be read, is not UTF-8, has a NUL or, as .jsonl, a line that
-// is not an object with `text`; the file (and line) is named. The caller calls corpus_close whatever the status.
+// Every file below folders that does not begin with '.'; links to folders are not followed. ERR_CONFIG: a file of
+// another kind named as input. ERR_IO, ERR_FORMAT: a file that cannot be read, is not UTF-8, has a NUL or, as .jsonl, a
+// line that is not an object with `text`; the file (and line) is named. The caller calls corpus_close whatever the status.
 MUST_USE enum status corpus_read(struct corpus *c, const char *const *input, long inputs);
 void corpus_close(struct corpus *c);
 

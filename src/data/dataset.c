@@ -1,6 +1,6 @@
 #include "data/dataset.h"
 
-#include <limits.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,8 @@ static int64_t i64_at(const uint8_t *array, long i)
 static enum status parse_header(struct dataset *d, const uint8_t *idx, long bytes, const char *name)
 {
     if (bytes < HEADER_BYTES || memcmp(idx, magic, sizeof magic) != 0)
-        return fail(ERR_FORMAT, "%s: is not an index of token data (expected the .idx that `skymoe prepare` writes)", name);
+        return fail(ERR_FORMAT, "%s: is not an index of token data (expected the .idx that `skymoe prepare` writes)",
+                    name);
     int64_t version = i64_at(idx + 9, 0), sequences = i64_at(idx + 18, 0), entries = i64_at(idx + 26, 0);
     int code = idx[17];
     if (version != 1) return fail(ERR_FORMAT, "%s: has version %ld, expected 1", name, (long)version);
@@ -39,8 +40,8 @@ static enum status parse_header(struct dataset *d, const uint8_t *idx, long byte
     long most = bytes / 8; // so that no product below overflows
     if (sequences < 0 || sequences > most || entries < 1 || entries > most ||
         bytes != HEADER_BYTES + 12 * sequences + 8 * entries)
-        return fail(ERR_FORMAT, "%s: %ld bytes do not hold %ld sequences and %ld document entries (the file is cut off or "
-                    "damaged: prepare it again)", name, bytes, (long)sequences, (long)entries);
+        return fail(ERR_FORMAT, "%s: %ld bytes do not hold %ld sequences and %ld document entries (the file is cut off "
+                    "or damaged: prepare it again)", name, bytes, (long)sequences, (long)entries);
     d->token_bytes = code == CODE_U16 ? 2 : 4;
     d->sequences = sequences;
     d->documents = entries - 1;
@@ -63,8 +64,8 @@ static enum status check_sequences(struct dataset *d, const uint8_t *sizes, long
         if (at > bin_bytes) break;
     }
     if (at != bin_bytes)
-        return fail(ERR_FORMAT, "%s: its sequences need %s%ld bytes, but the .bin beside it has %ld (the two do not belong "
-                    "together: prepare them again)", name, at > bin_bytes ? "at least " : "", at, bin_bytes);
+        return fail(ERR_FORMAT, "%s: its sequences need %s%ld bytes, but the .bin beside it has %ld (the two do not "
+                    "belong together: prepare them again)", name, at > bin_bytes ? "at least " : "", at, bin_bytes);
     d->tokens = bin_bytes / d->token_bytes;
     return OK;
 }
@@ -77,7 +78,8 @@ static enum status check_documents(const struct dataset *d, const char *name)
             return fail(ERR_FORMAT, "%s: document %ld begins at sequence %ld, before the one in front of it", name, i,
                         (long)at);
         if (i == d->documents && at != d->sequences)
-            return fail(ERR_FORMAT, "%s: its documents end at sequence %ld, expected %ld", name, (long)at, d->sequences);
+            return fail(ERR_FORMAT, "%s: its documents end at sequence %ld, expected %ld", name, (long)at,
+                        d->sequences);
     }
     return OK;
 }
@@ -161,7 +163,7 @@ enum status dataset_writer_open(struct dataset_writer *w, const char *prefix, lo
     struct dataset_writer result = {.token_bytes = vocab < 65500 ? 2 : 4};
     char bin[PATH_LENGTH];
     TRY(path_with(result.prefix, prefix, ""));
-    TRY(path_with(bin, prefix, ".bin"));
+    TRY(path_with(bin, prefix, ".bin.new"));
     TRY(output_open(&result.bin, bin));
     *w = result;
     return OK;
@@ -219,42 +221,52 @@ static enum status write_idx(struct output *o, const struct dataset_writer *w)
     return OK;
 }
 
-// Both .tmp files are complete before the first one gets its name. If only one could get it, none keeps it: new tokens
-// with an old index would be read as something else.
-static enum status commit_both(struct dataset_writer *w, struct output *idx)
+struct pair_names {
+    char bin[PATH_LENGTH], idx[PATH_LENGTH], new_bin[PATH_LENGTH], new_idx[PATH_LENGTH];
+};
+
+static enum status name_pair(struct pair_names *n, const char *prefix)
 {
-    char bin[PATH_LENGTH], path[PATH_LENGTH];
-    strcpy(bin, w->bin.path);
-    strcpy(path, idx->path);
-    enum status status = output_commit(&w->bin, NULL);
-    if (status != OK) {
-        output_abort(idx);
-        return status;
-    }
-    status = output_commit(idx, NULL);
-    if (status != OK) {
-        unlink(bin);
-        unlink(path);
-    }
+    TRY(path_with(n->bin, prefix, ".bin"));
+    TRY(path_with(n->idx, prefix, ".idx"));
+    TRY(path_with(n->new_bin, prefix, ".bin.new"));
+    return path_with(n->new_idx, prefix, ".idx.new");
+}
+
+static enum status write_both(struct dataset_writer *w, const struct pair_names *n)
+{
+    struct output idx;
+    TRY(output_commit(&w->bin, NULL));
+    TRY(output_open(&idx, n->new_idx));
+    enum status status = write_idx(&idx, w);
+    if (status == OK) return output_commit(&idx, NULL);
+    output_abort(&idx);
     return status;
+}
+
+// Both are whole on the disk before an old pair is touched; then its index goes first, because new tokens with an old
+// index would be read as something else.
+static enum status put_in_place(const struct pair_names *n)
+{
+    if (unlink(n->idx) != 0 && errno != ENOENT)
+        return fail(ERR_IO, "%s: cannot be replaced: %s", n->idx, strerror(errno));
+    TRY(path_rename(n->bin, n->new_bin));
+    return path_rename(n->idx, n->new_idx);
 }
 
 enum status dataset_writer_commit(struct dataset_writer *w)
 {
-    char path[PATH_LENGTH];
-    struct output idx;
-    enum status status = path_with(path, w->prefix, ".idx");
-    if (status == OK) status = output_open(&idx, path);
+    struct pair_names n;
+    enum status status = name_pair(&n, w->prefix);
     if (status != OK) {
         dataset_writer_abort(w);
         return status;
     }
-    status = write_idx(&idx, w);
-    if (status == OK) {
-        status = commit_both(w, &idx);
-    } else {
-        output_abort(&idx);
-        output_abort(&w->bin);
+    status = write_both(w, &n);
+    if (status == OK) status = put_in_place(&n);
+    if (status != OK) {
+        unlink(n.new_bin);
+        unlink(n.new_idx);
     }
     free(w->size);
     *w = (struct dataset_writer){0};

@@ -27,11 +27,12 @@ long dataset_document_tokens(const struct dataset *d, long document);
 // Tokens [from, from + n) of a document, as ints. The range must lie within it.
 void dataset_read(int *token, const struct dataset *d, long document, long from, long n);
 
-// Writer: documents are appended; u16 when vocab < 65500, else i32. Both files appear at commit or not at all; the caller
-// ends with exactly one of commit and abort.
+// Writer: documents are appended; u16 when vocab < 65500, else i32. Both files appear at commit; if that fails, the old
+// pair is still there or the index is missing, never tokens with another index. The caller ends with exactly one of
+// commit and abort.
 struct dataset_writer {
     char prefix[PATH_LENGTH];
-    struct output bin;
+    struct output bin; // PREFIX.bin.new
     int token_bytes;
     int32_t *size;
     long documents, room, tokens;

@@ -26,13 +26,13 @@ static enum status add_source(struct loader *l, double weight, const char *prefi
         return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", prefix, PATH_LENGTH - 1);
     snprintf(idx, sizeof idx, "%s.idx", path);
     if (!path_exists(idx))
-        return fail(ERR_IO, "%s: there is no %s.idx or %s%s.idx (make it with `skymoe prepare`)", prefix, prefix, prefix,
-                    suffix);
+        return fail(ERR_IO, "%s: there is no %s.idx or %s%s.idx (make it with `skymoe prepare`)", prefix, prefix,
+                    prefix, suffix);
     TRY(dataset_open(&s->data, path));
     l->sources++; // from here on loader_close closes it
     if (s->data.tokens < l->S + 1)
-        return fail(ERR_FORMAT, "%s: has %ld tokens, fewer than one sample of %ld + 1 (add text or lower --seq-length)", path,
-                    s->data.tokens, l->S);
+        return fail(ERR_FORMAT, "%s: has %ld tokens, fewer than one sample of %ld + 1 (add text or lower --seq-length)",
+                    path, s->data.tokens, l->S);
     s->start = malloc((size_t)(s->data.documents + 1) * sizeof *s->start);
     if (!s->start) return fail(ERR_MEMORY, "%s: no memory for the order of %ld documents", path, s->data.documents);
     return OK;

@@ -4,7 +4,7 @@
 // Documents are stored as [bos] tokens [eos] (prepare writes them so); boundaries come from the .idx. Each epoch of a
 // source is its documents in the order of a counter-based permutation, one behind the other; sample j of
 // the source is tokens [j S, (j+1) S] of that endless stream (S+1 tokens, the last one is the next sample's first).
-// Finding the document that holds a stream position needs prefix sums in permuted order: kept for the current epoch only.
+// Finding the document that holds a stream position needs prefix sums in permuted order: kept for the current epoch.
 #ifndef SKYMOE_DATA_LOADER_H
 #define SKYMOE_DATA_LOADER_H
 
@@ -29,7 +29,7 @@ struct loader {
     long *blend_count;  // [sources]
 };
 
-// list: "PREFIX" or "w1 PREFIX1 w2 PREFIX2 ..."; suffix ("_train") is appended to each prefix when PREFIX.idx is absent.
+// list: "PREFIX" or "w1 PREFIX1 w2 PREFIX2 ..."; suffix ("_train") is appended to a prefix when PREFIX.idx is absent.
 // ERR_CONFIG for a malformed list, ERR_IO/ERR_FORMAT for the files,
 // ERR_FORMAT when a source has fewer than S+1 tokens.
 MUST_USE enum status loader_open(struct loader *l, const char *list, const char *suffix, long S, long seed,
@@ -42,8 +42,8 @@ void loader_close(struct loader *l);
 MUST_USE enum status loader_sample(struct loader *l, long i, int *token, int *target, int *position, int *start,
                                    long *which);
 
-// Evaluation: the documents in stored order, cut into ceil((tokens-1)/S) samples without overlap; the last one is padded
-// with target -1. *samples = how many.
+// Evaluation: the documents in stored order, cut into ceil((tokens-1)/S) samples without overlap; the last one is
+// padded with target -1. *samples = how many.
 MUST_USE enum status loader_eval_count(const struct loader *l, long *samples);
 MUST_USE enum status loader_eval_sample(struct loader *l, long i, int *token, int *target, int *position, int *start);
 

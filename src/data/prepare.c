@@ -106,7 +106,8 @@ static enum status run_job(struct job *j, long threads)
 {
     pthread_t thread[THREADS_MAX];
     long started = 0;
-    while (started < threads - 1 && started < THREADS_MAX && pthread_create(&thread[started], NULL, work, j) == 0) started++;
+    if (threads > THREADS_MAX) threads = THREADS_MAX;
+    while (started < threads - 1 && pthread_create(&thread[started], NULL, work, j) == 0) started++;
     work(j); // this thread works too, so a refused thread only costs time
     for (long i = 0; i < started; i++) pthread_join(thread[i], NULL);
     return j->status == OK ? OK : fail((enum status)j->status, "%s", j->message);
@@ -258,7 +259,8 @@ static enum status prepare_corpus(struct prepare_result *r, const struct prepare
     r->empty = c->empty;
     r->ignored = c->ignored;
     if (c->documents == 0)
-        return fail(ERR_FORMAT, "%s: holds no text (expected .txt, .md or .jsonl files that are not empty)", o->input[0]);
+        return fail(ERR_FORMAT, "%s: holds no text (expected .txt, .md or .jsonl files that are not empty)",
+                    o->input[0]);
     log_line("read %.1f MB of text in %ld documents", (double)c->bytes / 1e6, c->documents);
     TRY(split_corpus(r, o, c));
     TRY(make_parent(o->output));

@@ -1,5 +1,6 @@
-// SentencePiece (C++) as plain C functions. Internal to data/: tokenizer.h is the interface. No exception leaves, nothing
-// is printed; what a model file could break is checked before (tokenizer_check.h). A failure writes its reason to `why`.
+// SentencePiece (C++) as plain C functions. Internal to data/: tokenizer.h is the interface. No exception leaves,
+// nothing is printed; what a model file could break is checked before (tokenizer_check.h). A failure writes its reason
+// to `why`.
 #ifndef SKYMOE_DATA_SENTENCEPIECE_H
 #define SKYMOE_DATA_SENTENCEPIECE_H
 

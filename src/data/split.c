@@ -130,7 +130,8 @@ static int compare_draws(const void *a, const void *b)
     return x->document < y->document ? -1 : 1;
 }
 
-static void choose(struct corpus *c, const struct split_options *o, const struct draw *draw, const bool *copy, long *kept)
+static void choose(struct corpus *c, const struct split_options *o, const struct draw *draw, const bool *copy,
+                   long *kept)
 {
     double sum = o->share[SPLIT_TRAIN] + o->share[SPLIT_VALID] + o->share[SPLIT_TEST];
     double left[SPLITS];
@@ -154,7 +155,8 @@ static void choose(struct corpus *c, const struct split_options *o, const struct
     }
 }
 
-static enum status split_with(struct corpus *c, const struct split_options *o, long *kept, struct draw *draw, bool *copy)
+static enum status split_with(struct corpus *c, const struct split_options *o, long *kept, struct draw *draw,
+                              bool *copy)
 {
     if (!draw || !copy) return fail(ERR_MEMORY, "input: no memory to split %ld documents", c->documents);
     for (long i = 0; i < c->documents; i++) {

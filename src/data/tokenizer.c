@@ -40,6 +40,7 @@ static enum status open_model(struct tokenizer *t, char *model, long bytes, cons
     TRY(tokenizer_check(&facts, (uint8_t *)model, &bytes, path));
     struct tokenizer result = {.dummy_prefix = facts.dummy_prefix, .parts = facts.plain && facts.words};
     result.parts = result.parts && result.dummy_prefix;
+    result.ranked = facts.plain && facts.ranked && facts.dummy_prefix;
     result.model = sp_open(model, bytes, &why);
     if (!result.model) return fail(ERR_FORMAT, "%s: SentencePiece refuses it: %s", path, why.text);
     result.pieces = sp_pieces(result.model);
@@ -199,11 +200,14 @@ enum status tokenizer_write_folder(const char *folder, const char *model_file, c
     json_put_bool(&config, "add_bos_token", t->bos >= 0);
     json_put_bool(&config, "add_eos_token", false);
     json_put_bool(&config, "clean_up_tokenization_spaces", false);
-    json_put_bool(&config, "legacy", true); // text around special tokens gets its own dummy prefix, as tokenizer_encode gives
+    json_put_bool(&config, "legacy", true); // text behind special tokens gets a dummy prefix, as in tokenizer_encode
     put_tokens(&config, t);
-    json_put_text(&config, "tokenizer_class", "LlamaTokenizer");
+    // LlamaTokenizer is built anew by some versions of transformers and then treats leading spaces differently; this class
+    // takes tokenizer.json as it is.
+    json_put_text(&config, "tokenizer_class", t->ranked ? "PreTrainedTokenizerFast" : "LlamaTokenizer");
     json_end(&config, '}');
     TRY(write_json(folder, "tokenizer_config.json", &config));
+    if (t->ranked) TRY(tokenizer_write_json(folder, t));
 
     struct json_out special = {0};
     json_begin(&special, NULL, '{');
@@ -223,6 +227,7 @@ enum status tokenizer_write_folder(const char *folder, const char *model_file, c
 enum status tokenizer_copy_folder(const char *to, const char *from)
 {
     static const char *const name[] = {"tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                                       "tokenizer.json",
                                        "added_tokens.json", "chat_template.jinja", "generation_config.json"};
     char source[PATH_LENGTH], target[PATH_LENGTH];
     TRY(folder_make(to));

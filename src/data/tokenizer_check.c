@@ -62,7 +62,7 @@ static enum status malformed(const char *name)
 
 // ---- pieces ----
 
-enum { PIECE_NORMAL = 1, PIECE_USER_DEFINED = 4 };
+enum { PIECE_NORMAL = 1, PIECE_USER_DEFINED = 4, PIECE_UNUSED = 5 };
 
 static bool inner_space(const uint8_t *piece, long bytes)
 {
@@ -89,7 +89,8 @@ static enum status check_piece(struct tokenizer_facts *f, struct wire w, const c
         if (field.number == 2 && field.type == 5) {
             uint32_t bits = (uint32_t)field.value;
             memcpy(&score, &bits, sizeof score);
-            if (!isfinite(score)) return fail(ERR_FORMAT, "%s: the score of piece %ld is not a number", name, f->pieces);
+            if (!isfinite(score))
+                return fail(ERR_FORMAT, "%s: the score of piece %ld is not a number", name, f->pieces);
         }
     }
     long bytes = piece.end - piece.at;
@@ -99,6 +100,9 @@ static enum status check_piece(struct tokenizer_facts *f, struct wire w, const c
         return fail(ERR_FORMAT, "%s: piece %ld has %ld bytes, expected 1 to %ld", name, f->pieces, bytes, limit);
     if (memchr(piece.at, 0, (size_t)bytes)) return fail(ERR_FORMAT, "%s: piece %ld has a NUL in it", name, f->pieces);
     if (type == PIECE_USER_DEFINED || inner_space(piece.at, bytes)) f->words = false;
+    if (type == PIECE_USER_DEFINED || type == PIECE_UNUSED) f->ranked = false;
+    if (type == PIECE_NORMAL && score >= f->last_score) f->ranked = false;
+    if (type == PIECE_NORMAL) f->last_score = score;
     f->pieces++;
     return OK;
 }
@@ -226,7 +230,8 @@ static enum status check_trainer(struct tokenizer_facts *f, struct wire w, const
         if (field.number == 24 && field.type == 0 && field.value) f->plain = false; // spaces as suffixes
     }
     if (type != MODEL_UNIGRAM && type != MODEL_BPE)
-        return fail(ERR_FORMAT, "%s: is a SentencePiece model of whole words or characters, expected BPE or unigram", name);
+        return fail(ERR_FORMAT, "%s: is a SentencePiece model of whole words or characters, expected BPE or unigram",
+                    name);
     if (type != MODEL_BPE || !byte_fallback) f->plain = false;
     return OK;
 }
@@ -234,7 +239,8 @@ static enum status check_trainer(struct tokenizer_facts *f, struct wire w, const
 // Field 4, a self test, is cut out: SentencePiece would run it while loading and print what differs.
 enum status tokenizer_check(struct tokenizer_facts *f, uint8_t *model, long *bytes, const char *name)
 {
-    *f = (struct tokenizer_facts){.dummy_prefix = true, .plain = true, .words = true};
+    *f = (struct tokenizer_facts){.dummy_prefix = true, .plain = true, .words = true, .ranked = true,
+                                  .last_score = INFINITY};
     struct wire w = {model, model + *bytes};
     struct field field;
     long trainers = 0, normalizers = 0, kept = 0;

@@ -15,6 +15,8 @@ struct tokenizer_facts {
     bool dummy_prefix;  // a space is put before the text
     bool plain;         // byte-fallback BPE whose normaliser only does that and ' ' -> U+2581
     bool words;         // no piece has U+2581 behind another character: pieces never reach across words
+    bool ranked;        // only normal, unknown, control and byte pieces, and the scores of normal ones fall with the id
+    float last_score;
 };
 // ERR_FORMAT. Cuts a self test out of the bytes; *bytes (at most TOKENIZER_MODEL_LIMIT) becomes what is left.
 MUST_USE enum status tokenizer_check(struct tokenizer_facts *f, uint8_t *model, long *bytes, const char *name);
