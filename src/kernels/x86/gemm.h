@@ -2,7 +2,7 @@
 //
 // Both operands are widened to f32 into thread scratch in the order the inner loop reads them, transposed there if need
 // be, so one inner loop serves every type and form. Each output is one chain of fused multiply-adds over k from 0 up,
-// whatever the number of rows, the threads, or the block sizes. With `add` the chains are KC_ADD long and added in order.
+// whatever the number of rows, the threads, or the block sizes.
 #ifndef SKYMOE_KERNELS_X86_GEMM_H
 #define SKYMOE_KERNELS_X86_GEMM_H
 
