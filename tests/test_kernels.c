@@ -59,6 +59,83 @@ static void test_entry(void **state)
     assert_int_equal(failures, 0);
 }
 
+// ---- the row contract of inference ----
+
+static bool from_dnnl(enum dtype type, const char *entry)
+{
+    for (long row = 0; row < kernel_rows_n; row++)
+        if (!strcmp(kernel_rows[row].name, entry)) return !strcmp(kernel_source(type, row), "dnnl");
+    return false;
+}
+
+static char *copy_of(const char *data, long bytes)
+{
+    char *copy = malloc((size_t)bytes);
+    assert_non_null(copy);
+    return memcpy(copy, data, (size_t)bytes);
+}
+
+struct products { // one product of each kind with the same rows and weights
+    const struct kernels *k;
+    char *x, *y, *acc, *z, *grouped;
+    struct tensor w;
+    void *router;
+    long N, K;
+};
+
+static void products_run(const struct products *p, long from, long rows)
+{
+    const char *x = p->x + from * p->K * dtype_size(p->k->el);
+    p->k->matmul_nt(p->y, x, p->w, rows, p->N, p->K);
+    p->k->matmul_nt_acc(p->acc, x, p->w, rows, p->N, p->K);
+    p->k->router_nt(p->z, x, p->router, rows, p->N, p->K);
+    p->k->grouped_nt(p->grouped, x, p->w, (long[]){0, 0, rows}, 2, p->N / 2, p->K);
+}
+
+// An output of products_nt is one sum in an order that K, the type and the level fix: a row has the same bits alone and
+// among any number of rows. oneDNN does not promise it, and inference does not ask it of oneDNN.
+static void test_rows_alone(void **state)
+{
+    (void)state;
+    enum { M = 130, N = 66 };
+    static const long depths[] = {3, 65, 517, 1200}, counts[] = {1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 40, 64, 65, M};
+    for (int t = 0; t < 4; t++) { // f32, bf16, and FP8 weights with each
+        enum dtype type = t % 2 ? BF16 : F32;
+        if (t < 2 && from_dnnl(type, "matmul_nt")) {
+            print_message("  %s products are oneDNN's: rows alone not compared\n", dtype_name(type));
+            continue;
+        }
+        for (int d = 0; d < 4; d++) {
+            struct check c = {.k = kernels_for(type), .ref = kernels_for(type), .exact = type, .shape = d};
+            struct products p = {.k = c.k, .N = N, .K = depths[d]};
+            long size = dtype_size(type);
+            p.x = in_el(&c, M * p.K);
+            p.w = in_weight(&c, t >= 2, N, p.K);
+            p.router = in_acc(&c, N * p.K);
+            p.y = in_el(&c, M * N);
+            p.acc = in_acc(&c, M * N);
+            p.z = in_acc(&c, M * N);
+            p.grouped = in_el(&c, M * N / 2);
+            products_run(&p, 0, M);
+            char *y = copy_of(p.y, M * N * size), *acc_all = copy_of(p.acc, M * N * 4), *z = copy_of(p.z, M * N * 4);
+            char *grouped = copy_of(p.grouped, M * N / 2 * size);
+            for (int i = 0; i < 14; i++) {
+                long n = counts[i], from = M - n;
+                products_run(&p, from, n);
+                assert_memory_equal(p.y, y + from * N * size, (size_t)(n * N * size));
+                assert_memory_equal(p.acc, acc_all + from * N * 4, (size_t)(n * N * 4));
+                assert_memory_equal(p.z, z + from * N * 4, (size_t)(n * N * 4));
+                assert_memory_equal(p.grouped, grouped + from * N / 2 * size, (size_t)(n * N / 2 * size));
+            }
+            free(y);
+            free(acc_all);
+            free(z);
+            free(grouped);
+            check_free(&c);
+        }
+    }
+}
+
 int main(int count, char **arguments)
 {
     if (kernels_init(0) != OK) {
@@ -72,5 +149,6 @@ int main(int count, char **arguments)
         tests[n++] = (struct CMUnitTest){.name = kernel_rows[row].name, .test_func = test_entry,
                                          .initial_state = (void *)row};
     }
+    if (count == 1) tests[n++] = (struct CMUnitTest){.name = "rows_alone", .test_func = test_rows_alone};
     return _cmocka_run_group_tests("kernels", tests, (size_t)n, NULL, NULL);
 }
