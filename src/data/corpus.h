@@ -24,7 +24,7 @@ struct corpus {
 };
 // Every file below folders that does not begin with '.'; links to folders are not followed. ERR_CONFIG: a file of
 // another kind named as input. ERR_IO, ERR_FORMAT: a file that cannot be read, is not UTF-8, has a NUL or, as .jsonl, a
-// line that is not an object with `text`; the file (and line) is named. The caller calls corpus_close whatever the status.
+// line that is not an object with `text`; the file (and line) is named. The caller ends with corpus_close in any case.
 MUST_USE enum status corpus_read(struct corpus *c, const char *const *input, long inputs);
 void corpus_close(struct corpus *c);
 

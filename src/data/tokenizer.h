@@ -31,8 +31,9 @@ MUST_USE enum status tokenizer_decode_next(char **more, long *shown, const struc
 
 // Trains byte-fallback BPE (Llama conventions: identity normalisation, dummy prefix, digits split, unk 0, bos 1, eos 2)
 // on the lines of UTF-8 texts and writes the model to `path`. About TOKENIZER_SAMPLE_BYTES are used: lines drawn by a
-// counter-based choice (10 MB instead take four times as long and save 0.2 % of the tokens). The most frequent characters
-// that make up 0.9995 of the text get a piece each, but at most half of the vocabulary; the others are spelled in bytes.
+// counter-based choice (10 MB instead take four times as long and save 0.2 % of the tokens). The most frequent
+// characters that make up 0.9995 of the text get a piece each, but at most half of the vocabulary; others are spelled
+// in bytes.
 // The same texts give the same model. ERR_CONFIG when the texts are too small for the vocabulary.
 enum { TOKENIZER_SAMPLE_BYTES = 4 << 20 };
 struct text {
