@@ -167,6 +167,11 @@ static void test_event_records(void **state)
     assert_hex(buffer, event_scalar(buffer, 2.0, 7, "lm loss", 2.5f),
                "1d00000000000000602fdf230900000000000000401007"
                "2a100a0e0a076c6d206c6f7373150000204039917ad3");
+    char tag[131]; // long enough for lengths of two bytes
+    memset(tag, 'a', 130);
+    tag[130] = '\0';
+    assert_int_equal(event_scalar(buffer, 2.0, 7, tag, 2.5f), 16 + 9 + 2 + 3 + (3 + (3 + 130 + 5)));
+    assert_hex(buffer + 12, 21, "0900000000000000401007" "2a8d01" "0a8a01" "0a820161");
 }
 
 static uint64_t little(const uint8_t *bytes, int n)

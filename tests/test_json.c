@@ -107,6 +107,9 @@ static void test_bad(void **state)
         {"{\"a\":1,\"\\u0061\":2}", "file: has the field a twice in one object"},
         {"[{\"x\":{\"k\":1,\"l\":[],\"k\":1}}]", "file: has the field k twice in one object"},
         {"{\"a\":1,\"b\":1,\"c\":1,\"d\":1,\"e\":1,\"f\":1,\"g\":1,\"h\":1,\"i\":1,\"c\":1}", "has the field c twice"},
+        {"{\"a\":1,\"b\":1,\"c\":1,\"d\":1,\"e\":1,\"f\":1,\"g\":1,\"h\":1,\"i\":1,\"a\":1}", "has the field a twice"},
+        {"{\"a\":1,\"b\":1,\"c\":1,\"d\":1,\"e\":1,\"f\":1,\"g\":1,\"h\":1,\"i\":1,\"i\":1}", "has the field i twice"},
+        {"[[1],{\"a\":1,\"b\":2},{\"a\":1,\"a\":2}]", "file: has the field a twice in one object"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         cJSON *json = NULL;
@@ -115,6 +118,10 @@ static void test_bad(void **state)
         if (!strstr(fail_message(), bad[i].message)) fail_msg("%s: %s", bad[i].text, fail_message());
     }
     cJSON *json;
+    for (int c = 0; c < 0x20; c++) {
+        char text[] = {'"', (char)c, '"'};
+        assert_int_equal(parse_bytes(&json, text, 3), ERR_FORMAT);
+    }
     assert_int_equal(parse_bytes(&json, "[1]\0", 4), ERR_FORMAT); // a NUL is not the end
     assert_int_equal(parse_bytes(&json, "\"a\0b\"", 5), ERR_FORMAT);
 }

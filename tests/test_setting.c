@@ -143,6 +143,7 @@ static void test_refused(void **state)
     ASSERT_REFUSED("--no-extra: takes no value", "--no-extra=on");
     ASSERT_REFUSED("--extra: 'yes' is not a switch position (allowed: on, off)", "--extra=yes");
     ASSERT_REFUSED("--lr: '2' is not in range (allowed: 0 to 1)", "--lr", "2");
+    ASSERT_REFUSED("--lr: '1.0000001' is not in range (allowed: 0 to 1)", "--lr", "1.0000001");
     ASSERT_REFUSED("--lr: '-1e-300' is not in range (allowed: 0 to 1)", "--lr", "-1e-300");
     ASSERT_REFUSED("--lr: 'nan' is not a number (allowed: 0 to 1)", "--lr=nan");
     ASSERT_REFUSED("--lr: '1e999' is not a number (allowed: 0 to 1)", "--lr=1e999");
@@ -198,7 +199,8 @@ static void test_decimals(void **state)
         assert_string_equal(text, good[i].dumped);
     }
     static const char *const bad[] = {"", ".", "-", "1.2.3", "1..2", "1e3", "1,5", " 1", "1 ", "0.0000000001", "..",
-                                      "9223372036854775808", "9223372036.854775808", "1.-2", "--1", "1.2."};
+                                      "9223372036854775808", "9223372036.854775808", "1.-2", "--1", "1.2.",
+                                      "99999999999999999999"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct decimal d;
         if (decimal_parse(&d, bad[i])) fail_msg("'%s' was taken", bad[i]);
