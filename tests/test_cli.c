@@ -139,7 +139,8 @@ static void test_wrong_command_line(void **state)
     for (int i = 0; i < NAMES; i++) {
         char expected[128];
         assert_int_equal(RUN(names[i], "--thread", "1"), 2);
-        snprintf(expected, sizeof expected, "skymoe %s: --thread: unknown option (did you mean --threads?)\n", names[i]);
+        snprintf(expected, sizeof expected, "skymoe %s: --thread: unknown option (did you mean --threads?)\n",
+                 names[i]);
         assert_string_equal(err_text, expected);
         assert_int_equal(RUN(names[i], "--config", "/no/such.conf"), 2);
         assert_contains(err_text, "/no/such.conf: cannot be opened: No such file or directory");
