@@ -154,15 +154,13 @@ bool sp_decode(char **text, long *bytes, const void *sp, const int *ids, long n,
 bool sp_train(char **model, long *bytes, const sp_training *t, sp_reason *why)
 {
     return guarded(why, [&] {
-        char coverage[32];
-        std::snprintf(coverage, sizeof coverage, "%.9f", t->character_coverage);
         Lines lines(t);
         std::string out;
         Status status = sentencepiece::SentencePieceTrainer::Train(
             {{"minloglevel", "3"}, // only what aborts
              {"model_type", "bpe"},
              {"vocab_size", std::to_string(t->vocab_size)},
-             {"character_coverage", coverage},
+             {"character_coverage", "1.0"},
              {"num_threads", std::to_string(t->threads)},
              {"byte_fallback", "true"},
              {"normalization_rule_name", "identity"},

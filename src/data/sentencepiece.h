@@ -26,17 +26,16 @@ bool sp_encode(int **ids, long *n, long *room, const void *sp, const char *text,
 // *text is malloc'd and NUL-terminated. Ids must be within [0, pieces).
 bool sp_decode(char **text, long *bytes, const void *sp, const int *ids, long n, struct sp_reason *why);
 
-// Trains BPE; line(context, i) for i in [0, lines) gives the text. *model is malloc'd.
+// Trains BPE; line(context, i) for i in [0, lines) gives the text, valid until the next call. *model is malloc'd.
 struct sp_line {
     const char *text;
     long bytes;
 };
 struct sp_training {
-    struct sp_line (*line)(const void *context, long i);
-    const void *context;
+    struct sp_line (*line)(void *context, long i);
+    void *context;
     long lines;
     long vocab_size, threads;
-    double character_coverage;
 };
 bool sp_train(char **model, long *bytes, const struct sp_training *t, struct sp_reason *why);
 
