@@ -6,7 +6,7 @@
 
 For each folder: the same token ids through AutoModelForCausalLM in f32 and through `skymoe eval --tokens ... --logits`;
 the largest difference of a logit must be at most 1e-4. Where the folder has a tokenizer.model, AutoTokenizer must load and
-give the ids that SentencePiece gives. The last line is `N passed, N failed`.
+give the ids that SentencePiece gives, and the text back. The last line is `N passed, N failed`.
 """
 import argparse
 import os
@@ -54,22 +54,23 @@ def check_logits(skymoe, folder, tokens):
     return fine
 
 
-def check_tokenizer(folder):
+def check_tokenizer(folder, texts):
     import sentencepiece
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, "tokenizer.model"))
     fine = True
-    for text in TEXTS:
+    for text in texts:
         got, want = tokenizer.encode(text, add_special_tokens=False), pieces.encode(text)
-        if got != want:
-            print(f"{folder}: {text!r}: AutoTokenizer gives {got}, SentencePiece {want}")
+        if got != want or tokenizer.decode(got) != text:
+            print(f"{folder}: {text[:60]!r}: AutoTokenizer gives {got[:20]}, SentencePiece {want[:20]}")
             fine = False
     first = tokenizer.encode("x")[0]
     if pieces.bos_id() >= 0 and first != pieces.bos_id():
         print(f"{folder}: AutoTokenizer begins with {first}, expected bos {pieces.bos_id()}")
         fine = False
-    print(f"{folder}: {type(tokenizer).__name__}, {len(tokenizer)} pieces: {'ok' if fine else 'DIFFERENT'}")
+    print(f"{folder}: {type(tokenizer).__name__}, {len(tokenizer)} pieces, {len(texts)} texts: "
+          f"{'ok' if fine else 'DIFFERENT'}")
     return fine
 
 
@@ -97,15 +98,17 @@ def main():
     parser.add_argument("folder", nargs="*")
     parser.add_argument("--make", metavar="DIR")
     parser.add_argument("--tokens", type=int, default=70)
+    parser.add_argument("--texts", metavar="FILE", nargs="*", default=[], help="also tokenize these files, line by line")
     arguments = parser.parse_args()
     torch.manual_seed(1)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     folders = arguments.folder + (make(arguments.make) if arguments.make else [])
+    texts = TEXTS + [line for path in arguments.texts for line in open(path, encoding="utf-8").read().split("\n")]
     passed = failed = 0
     for folder in folders:
         checks = [lambda: check_logits(arguments.skymoe, folder, arguments.tokens)]
         if os.path.exists(os.path.join(folder, "tokenizer.model")):
-            checks.append(lambda: check_tokenizer(folder))
+            checks.append(lambda: check_tokenizer(folder, texts))
         for check in checks:
             try:
                 fine = check()
@@ -114,7 +117,7 @@ def main():
                 fine = False
             passed, failed = passed + fine, failed + (not fine)
     print(f"{passed} passed, {failed} failed")
-    return failed > 0 or passed == 0
+    return 1 if failed or not passed else 0
 
 
 if __name__ == "__main__":
