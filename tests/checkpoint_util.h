@@ -81,8 +81,8 @@ static UNUSED void randomise_all(struct model *m, int salt)
     for (long i = 0; i < m->params.n; i++) {
         struct param *p = &m->params.item[i];
         for (int j = 0; j < 2; j++)
-            m->x.k->init_normal((struct tensor){.data = j ? p->v : p->m, .dtype = m->x.k->acc}, 0, 1e-3, param_elements(p),
-                                salt + j, rng_stream(p->name), 0);
+            m->x.k->init_normal((struct tensor){.data = j ? p->v : p->m, .dtype = m->x.k->acc}, 0, 1e-3,
+                                param_elements(p), salt + j, rng_stream(p->name), 0);
     }
 }
 

@@ -305,7 +305,8 @@ static void test_similarity(void **state)
     for (long l = 0; l < c.L; l++) { // layer 1: all experts alike but for a little
         const struct layer_params *p = &m.p.layer[l];
         float *w = p->w13.data;
-        for (long i = c.F * c.D * 2; i < c.E * c.F * c.D * 2 && l == 1; i++) w[i] = w[i % (c.F * c.D * 2)] + 0.01f * w[i];
+        long one = 2 * c.F * c.D;
+        for (long i = one; i < c.E * one && l == 1; i++) w[i] = w[i % one] + 0.01f * w[i];
     }
     OK_OR_FAIL(folder_remove(in("model")));
     OK_OR_FAIL(model_folder_write(in("model"), &m, NULL));

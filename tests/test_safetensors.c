@@ -29,10 +29,11 @@ static void test_header(void **state)
     (void)state;
     struct safetensors s;
     long bytes;
-    uint8_t *file = file_of("{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":"
-                            "[4,8]},\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]},\"none\":{\"dtype\":\"I64\","
-                            "\"shape\":[3,0],\"data_offsets\":[8,8]},\"c\":{\"dtype\":\"BOOL\",\"shape\":[1],"
-                            "\"data_offsets\":[8,9]}}   ", 9, &bytes);
+    uint8_t *file = file_of("{\"__metadata__\":{\"format\":\"pt\"},"
+                            "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[4,8]},"
+                            "\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]},"
+                            "\"none\":{\"dtype\":\"I64\",\"shape\":[3,0],\"data_offsets\":[8,8]},"
+                            "\"c\":{\"dtype\":\"BOOL\",\"shape\":[1],\"data_offsets\":[8,9]}}   ", 9, &bytes);
     OK_OR_FAIL(safetensors_parse(&s, file, bytes, "x"));
     assert_int_equal(s.n, 4);
     const struct stored_tensor *b = safetensors_find(&s, "b");

@@ -83,7 +83,8 @@ static long reader_encode(int *ids, const struct reader *r, const char *text, lo
 
 static const char *const lines[] = {
     "  leading spaces and  double  ones ", "numbers 1234567890 and 3.14159", "naïve café, Straße, Ελληνικά",
-    "中文文本，标点符号。", "emoji 🙂 are bytes", "tabs\tand\nlines", "the the the there then these", "x", " ", "",
+    "中文文本，标点符号。", "emoji 🙂 are bytes", "tabs\tand\nlines", "the the the there then these",
+    "x", " ", "",
 };
 
 static long compare(const struct reader *r, const struct tokenizer *t, const char *line, long bytes)

@@ -64,7 +64,8 @@ static const struct stored_tensor *stored(const struct model_folder *f, const ch
     return NULL;
 }
 
-static const char *const dense_names[3] = {"model.layers.%ld.mlp.gate_proj.weight", "model.layers.%ld.mlp.up_proj.weight",
+static const char *const dense_names[3] = {"model.layers.%ld.mlp.gate_proj.weight",
+                                           "model.layers.%ld.mlp.up_proj.weight",
                                            "model.layers.%ld.mlp.down_proj.weight"};
 static const char *const expert_names[3] = {"model.layers.%ld.block_sparse_moe.experts.%ld.w1.weight",
                                             "model.layers.%ld.block_sparse_moe.experts.%ld.w3.weight",
@@ -221,7 +222,8 @@ static void test_noise(void **state)
 }
 
 // Which intermediate columns of a matrix differ from the dense one: all of a column or none of it.
-static long changed_columns(bool *changed, const struct stored_tensor *a, const struct stored_tensor *b, long F, bool rows)
+static long changed_columns(bool *changed, const struct stored_tensor *a, const struct stored_tensor *b, long F,
+                            bool rows)
 {
     const float *x = (const float *)(const void *)a->data, *y = (const float *)(const void *)b->data;
     long other = a->elements / F, n = 0;

@@ -202,8 +202,8 @@ enum status tokenizer_write_folder(const char *folder, const char *model_file, c
     json_put_bool(&config, "clean_up_tokenization_spaces", false);
     json_put_bool(&config, "legacy", true); // text behind special tokens gets a dummy prefix, as in tokenizer_encode
     put_tokens(&config, t);
-    // LlamaTokenizer is built anew by some versions of transformers and then treats leading spaces differently; this class
-    // takes tokenizer.json as it is.
+    // LlamaTokenizer is built anew by some versions of transformers and then treats leading spaces differently; this
+    // class takes tokenizer.json as it is.
     json_put_text(&config, "tokenizer_class", t->ranked ? "PreTrainedTokenizerFast" : "LlamaTokenizer");
     json_end(&config, '}');
     TRY(write_json(folder, "tokenizer_config.json", &config));

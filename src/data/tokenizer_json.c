@@ -1,6 +1,6 @@
-// tokenizer.json: the same BPE in the form that transformers reads. Its merges are a list of pairs in order of priority;
-// SentencePiece has none: it joins the neighbours whose union has the highest score, here the lowest id. So each piece
-// gives every pair of pieces that make it up, in the order of the pieces.
+// tokenizer.json: the same BPE in the form that transformers reads. Its merges are a list of pairs by priority, which
+// SentencePiece does not have: it joins the neighbours whose union has the highest score, here the lowest id. So each
+// piece gives every pair of pieces that make it up, in the order of the pieces.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +55,8 @@ struct pair {
 static int by_ids(const void *a, const void *b)
 {
     const struct pair *x = a, *y = b;
-    return x->left != y->left ? (x->left > y->left) - (x->left < y->left) : (x->right > y->right) - (x->right < y->right);
+    if (x->left != y->left) return x->left < y->left ? -1 : 1;
+    return (x->right > y->right) - (x->right < y->right);
 }
 
 static void put_merges_of(struct json_out *o, const struct tokenizer *t, const struct pieces *p, const char *text)

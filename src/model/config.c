@@ -10,8 +10,8 @@
 
 // ---- which keys a config.json may have ----
 //
-// Every key of the file is looked up here, so that nothing which changes the arithmetic can be overlooked. A key that is
-// not in the table (or not of that architecture) is refused unless its value says "off": null, false, 0 or empty.
+// Every key of the file is looked up here, so that nothing which changes the arithmetic can be overlooked. A key that
+// is not in the table (or not of that architecture) is refused unless its value says "off": null, false, 0 or empty.
 
 enum key_rule {
     KEY_READ,     // read below
@@ -260,7 +260,8 @@ static enum status read_quantization(enum quant *quant, const cJSON *json, const
     *quant = QUANT_NONE;
     const cJSON *q = cJSON_GetObjectItemCaseSensitive(json, "quantization_config");
     if (!q || cJSON_IsNull(q)) return OK;
-    if (!cJSON_IsObject(q)) return fail(ERR_FORMAT, "%s: quantization_config is %s, expected an object", name, shown(q));
+    if (!cJSON_IsObject(q))
+        return fail(ERR_FORMAT, "%s: quantization_config is %s, expected an object", name, shown(q));
     const char *method, *scheme, *format;
     TRY(json_text(&method, q, "quant_method", "", name));
     if (strcmp(method, "fp8") != 0)
@@ -310,8 +311,8 @@ static enum status read_skywork(struct config *c, const cJSON *json, const char 
     long value;
     TRY(json_long(&value, json, "num_experts_per_tok", 2, 0, LONG_MAX, name));
     if (value != 2)
-        return fail(ERR_FORMAT, "%s: num_experts_per_tok is %ld, but SkyworkForCausalLM always routes to 2 experts", name,
-                    value);
+        return fail(ERR_FORMAT, "%s: num_experts_per_tok is %ld, but SkyworkForCausalLM always routes to 2 experts",
+                    name, value);
     c->K = 2;
     TRY(json_long(&value, json, "moe_expert_interval", 1, 0, LONG_MAX, name));
     if (value != 1)
@@ -415,8 +416,8 @@ static enum status read_fields(struct config *c, const cJSON *json, const char *
     TRY(read_experts(c, json, name));
     TRY(check_size(c, name));
     bool mixtral = c->arch == ARCH_MIXTRAL; // transformers' defaults of that class differ from Llama's
-    TRY(json_long(&c->max_positions, json, "max_position_embeddings", mixtral || c->arch == ARCH_MISTRAL ? 131072 : 2048,
-                  1, 1 << 30, name));
+    long positions = mixtral || c->arch == ARCH_MISTRAL ? 131072 : 2048;
+    TRY(json_long(&c->max_positions, json, "max_position_embeddings", positions, 1, 1 << 30, name));
     TRY(read_window(c, json, name));
     TRY(json_real(&c->norm_eps, json, "rms_norm_eps", mixtral ? 1e-5 : 1e-6, 0, 1, name));
     TRY(json_real(&c->rope_theta, json, "rope_theta", mixtral ? 1e6 : 1e4, 1e-3, 1e15, name));

@@ -42,8 +42,8 @@ struct config {
 MUST_USE enum status config_read(struct config *c, const char *path);
 MUST_USE enum status config_parse(struct config *c, const char *text, long bytes, const char *name);
 
-// The config.json of that model as transformers expects it, for its architecture (facts/skywork 2.1 for Skywork: num_experts
-// is a list, moe_* keys; K other than 2 is written as architectures SkymoeForCausalLM with skymoe_ keys).
+// The config.json of that model as transformers expects it, for its architecture (Skywork: num_experts is a list, moe_*
+// keys; K other than 2 is written as architectures SkymoeForCausalLM with skymoe_ keys; docs/formats.md).
 // ERR_CONFIG when the architecture cannot say it (gate norm with Mixtral), naming the option. The caller frees *text.
 MUST_USE enum status config_write(char **text, const struct config *c);
 
