@@ -28,6 +28,7 @@ static const char *const level_names[LEVELS] = {"ref", "dnnl", "avx2", "avx512",
 static struct kernels tables[F64 + 1]; // F32, BF16, F64
 static enum kernel_level sources[F64 + 1][ROWS];
 static long threads_n;                 // 0 before kernels_init
+static enum kernel_level level_n;
 
 static enum kernel_level machine_level(void)
 {
@@ -93,6 +94,7 @@ enum status kernels_init(long threads)
     if (!default_threads) default_threads = omp_get_max_threads();
     enum kernel_level level;
     TRY(chosen_level(&level));
+    level_n = level;
     threads_n = threads > 0 ? threads : default_threads;
     omp_set_num_threads((int)threads_n);
     fill_table(F32, level);
@@ -121,4 +123,9 @@ const char *kernel_source(enum dtype type, long row)
 {
     CHECK(threads_n && type <= F64 && row >= 0 && row < ROWS);
     return level_names[sources[type][row]];
+}
+
+enum kernel_level kernels_level(void)
+{
+    return level_n;
 }

@@ -11,6 +11,8 @@
 // A level includes those below it, and caps oneDNN's own instruction set too.
 enum kernel_level { LEVEL_REF, LEVEL_DNNL, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AVX512BF16 };
 
+enum kernel_level kernels_level(void); // the one in use
+
 void ref_fill(struct kernels *k, enum dtype el); // every entry, and device, el, acc
 void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level);
 void x86_fill(struct kernels *k, enum dtype el, enum kernel_level level);
