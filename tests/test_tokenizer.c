@@ -53,7 +53,8 @@ static enum status train(const char *path, const char *const *text, long texts, 
 {
     struct text t[4];
     for (long i = 0; i < texts; i++) t[i] = (struct text){text[i], (long)strlen(text[i])};
-    struct tokenizer_training training = {.text = t, .texts = texts, .vocab_size = vocab_size, .threads = 2, .path = path};
+    struct tokenizer_training training = {
+        .text = t, .texts = texts, .vocab_size = vocab_size, .threads = 2, .path = path};
     return tokenizer_train(&training);
 }
 
