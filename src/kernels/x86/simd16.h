@@ -90,6 +90,18 @@ static inline vf pair_second(vf p)
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(p), _mm512_set1_epi32((int)0xffff0000)));
 }
 
+// 4 LANES numbers of FP8 as LANES words, and the numbers at one place in them.
+static inline vf load_quads_n(const uint8_t *p, long n)
+{
+    __mmask64 some = n >= 64 ? ~0ull : (1ull << n) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(some, p));
+}
+static inline vf quad_part(vf q, int part)
+{
+    __m512i u = _mm512_srli_epi32(_mm512_castps_si512(q), (unsigned)(8 * part));
+    return widen_e4m3_lanes(_mm512_and_si512(u, _mm512_set1_epi32(0xff)));
+}
+
 // Rows become columns.
 static inline void transpose(vf r[LANES])
 {

@@ -78,9 +78,9 @@ static inline void store_bf16_n(uint16_t *p, vf x, long n)
     memcpy(p, part, (size_t)n * 2);
 }
 
-static inline vf widen_e4m3(__m128i q)
+static inline vf widen_e4m3_lanes(__m256i u)
 {
-    __m256i u = _mm256_cvtepu8_epi32(q), low = _mm256_and_si256(u, _mm256_set1_epi32(0x7f));
+    __m256i low = _mm256_and_si256(u, _mm256_set1_epi32(0x7f));
     __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), low);
     __m256i nan = _mm256_cmpeq_epi32(low, _mm256_set1_epi32(0x7f));
     __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(low, 20), _mm256_set1_epi32(120 << 23));
@@ -91,6 +91,7 @@ static inline vf widen_e4m3(__m128i q)
     __m256i sign = _mm256_slli_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x80)), 24);
     return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
 }
+static inline vf widen_e4m3(__m128i q) { return widen_e4m3_lanes(_mm256_cvtepu8_epi32(q)); }
 static inline vf load_e4m3(const uint8_t *p) { return widen_e4m3(_mm_loadl_epi64((const __m128i *)p)); }
 static inline vf load_e4m3_n(const uint8_t *p, long n)
 {
@@ -110,6 +111,18 @@ static inline vf pair_first(vf p) { return _mm256_castsi256_ps(_mm256_slli_epi32
 static inline vf pair_second(vf p)
 {
     return _mm256_and_ps(p, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+}
+
+static inline vf load_quads_n(const uint8_t *p, long n)
+{
+    uint8_t part[4 * LANES] = {0};
+    if (n < 4 * LANES) p = memcpy(part, p, (size_t)n);
+    return _mm256_loadu_ps((const float *)(const void *)p);
+}
+static inline vf quad_part(vf q, int part)
+{
+    __m256i u = _mm256_srli_epi32(_mm256_castps_si256(q), 8 * part);
+    return widen_e4m3_lanes(_mm256_and_si256(u, _mm256_set1_epi32(0xff)));
 }
 
 static inline void transpose(vf r[LANES])
