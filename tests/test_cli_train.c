@@ -263,6 +263,64 @@ static void test_generate(void **state)
     cJSON_Delete(json);
 }
 
+// From text to text with a tokenizer: what is streamed is what --json reports, and Unicode comes out whole.
+static void test_text(void **state)
+{
+    (void)state;
+    static const char *const line[] = {"The router chooses two experts for each token.",
+                                       "Caf\xc3\xa9 \xe4\xb8\xad\xe6\x96\x87!",
+                                       "A quick brown fox, and 1234 lazy dogs."};
+    OK_OR_FAIL(folder_make(at("docs")));
+    for (int d = 0; d < 30; d++) {
+        char name[32], text[4096];
+        int n = 0;
+        for (int i = 0; i < 12; i++)
+            n += snprintf(text + n, sizeof text - (size_t)n, "%s %d\n", line[(d * 7 + i * i) % 3], d * 31 + i);
+        snprintf(name, sizeof name, "docs/%02d.txt", d);
+        OK_OR_FAIL(file_write(at(name), text, n));
+    }
+    WORKS("prepare", "--input", at("docs"), "--output", at("prose"), "--train-tokenizer", "--vocab-size", "400",
+          "--split", "70,30,0", "--quiet");
+    write_config("prose.json", false, 64);
+    char *config, changed[4096];
+    long bytes = 0;
+    OK_OR_FAIL(file_read(&config, &bytes, at("prose.json"), 1 << 20));
+    FAILS(1, "raise vocab_size", "train", "--data", at("prose"), "--model", at("prose.json"), "--output", at("p"),
+          SMALL);
+    const char *v = strstr(config, ":61,");
+    snprintf(changed, sizeof changed, "%.*s:512,%s", (int)(v - config), config, v + 4);
+    OK_OR_FAIL(file_write(at("prose.json"), changed, (long)strlen(changed)));
+    free(config);
+    WORKS("train", "--data", at("prose"), "--model", at("prose.json"), "--output", at("p"), "--train-steps", "60",
+          "--lr", "1e-2", "--lr-warmup-steps", "5", "--micro-batch-size", "4", "--global-batch-size", "4", "--seq-length", "32",
+          "--eval-interval", "30", "--quiet");
+    assert_true(path_exists(at("p/step-000060/tokenizer.model")) && path_exists(at("p/report.html")));
+    WORKS("eval", "--model", at("p"), "--data", at("prose"), "--json", "--seq-length", "32");
+    cJSON *json = printed_json();
+    double bits = number(json, "bits_per_byte"), nats = number(json, "loss") * number(json, "tokens");
+    assert_true(fabs(bits - nats / log(2) / number(json, "bytes")) < 1e-9 && bits > 0.1 && bits < 8);
+    cJSON_Delete(json);
+
+    OK_OR_FAIL(file_write(at("stdin"), "Caf\xc3\xa9", 5));
+    char *streamed = NULL;
+    WORKS("generate", "--model", at("p"), "--prompt", "-", "--max-tokens", "40", "--seed", "2", "--quiet");
+    streamed = strdup(out_text);
+    assert_true(utf8_valid(streamed, (long)strlen(streamed)));
+    WORKS("generate", "--model", at("p"), "--prompt", "Caf\xc3\xa9", "--max-tokens", "40", "--seed", "2", "--json");
+    json = printed_json();
+    const char *text = cJSON_GetObjectItemCaseSensitive(json, "text")->valuestring;
+    printf("  '%s'\n", text);
+    size_t n = strlen(text);
+    assert_true(n > 10 && strlen(streamed) >= n && !strncmp(streamed, text, n) && !strcmp(streamed + n, "\n"));
+    cJSON_Delete(json);
+    free(streamed);
+    FAILS(2, "room for 63", "generate", "--model", at("p"), "--prompt-ids", "1", "--max-tokens", "500");
+    const char *quiz = "{\"prompt\":\"The router\",\"choices\":[\" chooses\",\" zzzzz\"],\"answer\":0}\n";
+    OK_OR_FAIL(file_write(at("quiz.jsonl"), quiz, (long)strlen(quiz)));
+    WORKS("eval", "--model", at("p"), "--tasks", at("quiz.jsonl"), "--json");
+    assert_non_null(strstr(out_text, "\"accuracy\":{\"quiz\":1"));
+}
+
 static int set_up(void **state)
 {
     if (!find_program() || make_temporary(state) != 0) return -1;
@@ -278,7 +336,7 @@ int main(void)
         cmocka_unit_test(test_train_refuses), cmocka_unit_test(test_train_and_resume),
         cmocka_unit_test(test_train_says),    cmocka_unit_test(test_signals),
         cmocka_unit_test(test_eval),          cmocka_unit_test(test_logits),
-        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_generate),      cmocka_unit_test(test_text),
     };
     return cmocka_run_group_tests(tests, set_up, remove_temporary);
 }

@@ -76,6 +76,17 @@ static enum status on_token(void *user, struct sampled token)
     return fail(ERR_IO, "standard output: cannot be written: %s", strerror(errno)); // nobody reads any more
 }
 
+// What was held back to the end: half a character, as U+FFFD.
+static enum status show_rest(const struct writer *w)
+{
+    char *whole;
+    long bytes;
+    TRY(tokenizer_decode(&whole, &bytes, w->tokenizer, w->ids, w->n));
+    if (w->shown < bytes) fputs(whole + w->shown, stdout);
+    free(whole);
+    return OK;
+}
+
 // The text after the prompt. The prompt is decoded with it: the first word's space depends on what stands before.
 static enum status text_of(char **text, const struct writer *w)
 {
@@ -129,7 +140,8 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
     double seconds = seconds_now() - begin;
     long made = w->n - w->prompt_n;
     if (json) TRY(print_json(w, finish));
-    else printf("\n");
+    if (w->stream && w->tokenizer) TRY(show_rest(w));
+    if (w->stream) printf("\n");
     log_line("%ld prompt tokens, %ld generated, %.1f tokens/s, ended by %s", w->prompt_n, made,
              seconds > 0 ? (double)made / seconds : 0, finish == FINISH_STOP ? "an end token" : "length");
     return OK;

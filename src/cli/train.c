@@ -3,7 +3,9 @@
 #include <stdlib.h>
 
 #include "base/json.h"
+#include "base/log.h"
 #include "cli/command.h"
+#include "cli/report.h"
 #include "train/trainer.h"
 
 static void on_signal(int number)
@@ -46,6 +48,14 @@ static enum status print_result(const struct trainer *t, bool json)
     return status;
 }
 
+// A picture of the run so far. The weights are safe by now: that it cannot be drawn must not look like a failed run.
+static void write_report(const char *run)
+{
+    char path[PATH_LENGTH];
+    if (path_join(path, run, "report.html") != OK || report_write(&run, 1, NULL, path) != OK)
+        log_warning("no report: %s", fail_message());
+}
+
 static enum status run(int argc, char **argv)
 {
     static struct trainer trainer;
@@ -58,6 +68,7 @@ static enum status run(int argc, char **argv)
         status = trainer_open(&trainer, &train_given, set);
         if (status == OK) {
             status = trainer_run(&trainer);
+            if (status == OK) write_report(trainer.o.output);
             if (status == OK) status = print_result(&trainer, common.json);
             trainer_close(&trainer);
         }
