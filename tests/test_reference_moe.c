@@ -153,6 +153,10 @@ static void test_gate_sums(void **state)
                 (double[]){entropy, .5 / .3 + .6 / .2, .3 / .2 + 1}, 3, 1e-14);
     k64.gate_statistics(&s, g + 6, 1, 3); // 1, 0, 0: ratios without a number, but finite
     assert_true(s.entropy == 0 && isfinite(s.max1_max2) && s.max1_max2 > 1e30 && s.max2_max3 == 1);
+    double sharp[3] = {.99989, 1e-4, 1e-5};
+    k64.gate_statistics(&s, sharp, 1, 3);
+    expect_near("sharp gate", (double[]){s.entropy, s.max1_max2, s.max2_max3},
+                (double[]){-.99989 * log(.99989) - 1e-4 * log(1e-4) - 1e-5 * log(1e-5), 9998.9, 10}, 3, 1e-10);
     k64.gate_statistics(&s, g, 1, 2);
     assert_true(s.max2_max3 == 0);
 }
@@ -249,7 +253,7 @@ static void test_swiglu(void **state)
     (void)state;
     for (int dense = 0; dense < 2; dense++) {
         struct rows r = {numbers(ROWS * 2 * F, 1, 2), numbers(ROWS * F, 2, 1), numbers(CHOICES, 3, 1), {0}, dense};
-        double dab[ROWS * 2 * F], dweight[CHOICES] = {0}, want[ROWS * F];
+        double dab[ROWS * 2 * F], dweight[CHOICES] = {7, 7, 7, 7, 7, 7}, want[ROWS * F];
         rows_loss(&r);
         for (long i = 0; i < ROWS * F; i++) {
             double a = r.ab[i / F * 2 * F + i % F], b = r.ab[i / F * 2 * F + F + i % F];
@@ -259,6 +263,8 @@ static void test_swiglu(void **state)
         k64.swiglu_backward(dab, dense ? NULL : dweight, r.dh, r.ab, dense ? NULL : r.weight,
                             dense ? NULL : sources, ROWS, F);
         expect_gradient(dense ? "swiglu, dense" : "swiglu", r.ab, dab, ROWS * 2 * F, rows_loss, &r);
+        assert_true(dweight[2] == 7 && dweight[3] == 7); // not theirs to write
+        dweight[2] = dweight[3] = 0;
         if (!dense) expect_gradient("swiglu, weight", r.weight, dweight, CHOICES, rows_loss, &r);
         free(r.ab);
         free(r.dh);
