@@ -1,10 +1,12 @@
 #include "data/prepare.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "data/dataset.h"
@@ -191,13 +193,14 @@ static enum status write_text(const struct prepare_options *o, const struct corp
 // What an earlier run left under a name that this one does not write would be taken for its part.
 static enum status remove_absent(const struct prepare_options *o, const struct prepare_result *r)
 {
+    static const char *const ending[] = {".idx", ".bin", ".txt"};
     char path[PATH_LENGTH];
     for (int s = 0; s < SPLITS; s++) {
-        if (r->part[s].documents > 0) continue;
-        TRY(path_with(path, o->output, split_name[s], ".idx"));
-        if (path_exists(path)) TRY(folder_remove(path));
-        TRY(path_with(path, o->output, split_name[s], ".bin"));
-        if (path_exists(path)) TRY(folder_remove(path));
+        for (int e = 0; e < 3 && r->part[s].documents == 0; e++) {
+            TRY(path_with(path, o->output, split_name[s], ending[e]));
+            if (unlink(path) != 0 && errno != ENOENT)
+                return fail(ERR_IO, "%s: from an earlier run, cannot be removed: %s", path, strerror(errno));
+        }
     }
     return OK;
 }
