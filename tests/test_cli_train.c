@@ -292,8 +292,8 @@ static void test_text(void **state)
     OK_OR_FAIL(file_write(at("prose.json"), changed, (long)strlen(changed)));
     free(config);
     WORKS("train", "--data", at("prose"), "--model", at("prose.json"), "--output", at("p"), "--train-steps", "60",
-          "--lr", "1e-2", "--lr-warmup-steps", "5", "--micro-batch-size", "4", "--global-batch-size", "4", "--seq-length", "32",
-          "--eval-interval", "30", "--quiet");
+          "--lr", "1e-2", "--lr-warmup-steps", "5", "--micro-batch-size", "4", "--global-batch-size", "4",
+          "--seq-length", "32", "--eval-interval", "30", "--quiet");
     assert_true(path_exists(at("p/step-000060/tokenizer.model")) && path_exists(at("p/report.html")));
     WORKS("eval", "--model", at("p"), "--data", at("prose"), "--json", "--seq-length", "32");
     cJSON *json = printed_json();

@@ -90,7 +90,8 @@ static void test_loss(void **state)
 }
 
 // KL of 50 tokens by the definition, from logits of paged forwards.
-static void divergence_by_definition(double *sum, double *most, struct model *p, struct model *q, const struct loader *l)
+static void divergence_by_definition(double *sum, double *most, struct model *p, struct model *q,
+                                     const struct loader *l)
 {
     int token[S], target[S], position[S], start[S];
     long left = 50, V = TINY_V;

@@ -455,11 +455,14 @@ static int set_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_overfits),       cmocka_unit_test(test_log),            cmocka_unit_test(test_drop_rate),
-        cmocka_unit_test(test_skips),          cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),
-        cmocka_unit_test(test_norm),           cmocka_unit_test(test_adamw),          cmocka_unit_test(test_accumulation),
-        cmocka_unit_test(test_stop),           cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
-        cmocka_unit_test(test_sources),        cmocka_unit_test(test_data_skip),      cmocka_unit_test(test_wrong_data),
+        cmocka_unit_test(test_overfits),       cmocka_unit_test(test_log),
+        cmocka_unit_test(test_drop_rate),      cmocka_unit_test(test_skips),
+        cmocka_unit_test(test_culprit),        cmocka_unit_test(test_skip_norm),
+        cmocka_unit_test(test_norm),           cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
+        cmocka_unit_test(test_sources),        cmocka_unit_test(test_data_skip),
+        cmocka_unit_test(test_wrong_data),
     };
     return cmocka_run_group_tests(tests, set_up, remove_temporary);
 }
