@@ -415,6 +415,12 @@ static void test_golden_blend(void **state)
         assert_int_equal(a.which, which[i]);
         assert_int_equal(a.token[0], index[i] % 10);
     }
+    struct loader second; // the first sample is the heavier source's
+    char two[2 * PATH_LENGTH + 16];
+    snprintf(two, sizeof two, "3 %s 7 %s", at("blend"), at("blend"));
+    assert_int_equal(loader_open(&second, two, "", 1, 1, false), OK);
+    assert_int_equal(get(&second, 0).which, 1);
+    loader_close(&second);
     long count[3] = {0};
     get(&l, 1000000); // replayed from 0
     for (long s = 0; s < 3; s++) count[s] = l.blend_count[s];

@@ -48,7 +48,7 @@ static long words(char *text, long n, uint64_t seed)
     long used = 0;
     for (long i = 0; i < n; i++) {
         uint64_t word = rng_bits(seed, 0, (uint64_t)i) % 400;
-        used += sprintf(text + used, "%c%c%ld%s", (int)('a' + word % 26), (int)('a' + word / 26), (long)word,
+        used += snprintf(text + used, 16, "%c%c%ld%s", (int)('a' + word % 26), (int)('a' + word / 26), (long)word,
                         i % 12 == 11 ? "\n" : " ");
     }
     return used;
@@ -73,7 +73,8 @@ static void test_reads_files_and_folders(void **state)
 {
     (void)state;
     struct corpus c;
-    static const char json[] = "{\"text\": \"one\", \"id\": 7}\n\n{\"text\": \"zwei \\u00e4\\n\"}\r\n{\"text\": \" \"}\n"
+    static const char json[] = "{\"text\": \"one\", \"id\": 7}\n\n"
+                               "{\"text\": \"zwei \\u00e4\\n\"}\r\n{\"text\": \" \"}\n"
                                "{\"text\": \"last\"}";
     assert_int_equal(folder_make(at("in/b/deep")), OK);
     assert_int_equal(file_write(at("in/b/deep/x.txt"), "deep", 4), OK);
@@ -202,8 +203,8 @@ static long held_out_pairs(double part, double near_copy, long *kept)
     long held = 0, bytes = 0;
     for (long i = 0; i < 80; i++) held += c.document[i].split != SPLIT_TRAIN;
     for (long i = 0; i < DOCUMENTS; i++) bytes += c.document[i].split != SPLIT_TRAIN ? c.document[i].text.bytes : 0;
-    print_message("%.0f %% shared: %ld of 80 held out, %ld kept in training, %.1f %% held out in all\n", 100 * part, held,
-                  *kept, 100.0 * (double)bytes / (double)c.bytes);
+    print_message("%.0f %% shared: %ld of 80 held out, %ld kept in training, %.1f %% held out in all\n", 100 * part,
+                  held, *kept, 100.0 * (double)bytes / (double)c.bytes);
     assert_true((double)bytes > 0.45 * (double)c.bytes); // others took their place
     free(c.document);
     free_texts();
@@ -249,7 +250,7 @@ static void test_writes_parts(void **state)
         bytes += file_bytes(at(name));
     }
     char output[PATH_LENGTH], many[PATH_LENGTH];
-    strcpy(many, at("many"));
+    snprintf(many, sizeof many, "%s", at("many"));
     const char *input[] = {many};
     snprintf(output, sizeof output, "%s/out/text", folder);
     struct prepare_options o = options(input, 1, output);
@@ -328,8 +329,8 @@ static void test_failing_writes(void **state)
     (void)state;
     write_words(at("alone.txt"), 2000, 5);
     char output[PATH_LENGTH], alone[PATH_LENGTH], tokenizer[PATH_LENGTH];
-    strcpy(alone, at("alone.txt"));
-    strcpy(tokenizer, at("out/text_tokenizer/tokenizer.model")); // of the test above: training takes its time
+    snprintf(alone, sizeof alone, "%s", at("alone.txt"));
+    snprintf(tokenizer, sizeof tokenizer, "%s", at("out/text_tokenizer/tokenizer.model")); // of the test above: training takes its time
     const char *input[] = {alone};
     snprintf(output, sizeof output, "%s/full/disk", folder);
     struct prepare_options o = options(input, 1, output);

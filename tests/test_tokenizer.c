@@ -42,9 +42,9 @@ static char *make_text(long sentences, uint64_t seed)
         for (long k = 0; k < n; k++) {
             const char *word = words[rng_bits(seed, 0, (uint64_t)counter++) % WORDS];
             bool space = k + 1 < n && rng_bits(seed, 1, (uint64_t)counter) % 5;
-            used += sprintf(text + used, "%s%s", word, space ? " " : "");
+            used += snprintf(text + used, 40, "%s%s", word, space ? " " : "");
         }
-        used += sprintf(text + used, i % 7 == 6 ? ".\n\n" : ".\n");
+        used += snprintf(text + used, 4, i % 7 == 6 ? ".\n\n" : ".\n");
     }
     return text;
 }
@@ -159,7 +159,7 @@ static void test_parts(void **state)
         for (long i = 0; i < bytes; i++) {
             spaced[used++] = text[i];
             if (text[i] == ' ' && rng_bits(seed, 3, (uint64_t)i) % 2 == 0)
-                used += sprintf(spaced + used, "%s", rng_bits(seed, 4, (uint64_t)i) % 2 ? " " : "▁");
+                used += snprintf(spaced + used, 4, "%s", rng_bits(seed, 4, (uint64_t)i) % 2 ? " " : "▁");
         }
         int *a, *b;
         long n, m;
@@ -187,7 +187,7 @@ static void test_streaming(void **state)
         assert_int_equal(tokenizer_decode_next(&more, &shown, &trained, ids, i), OK);
         assert_true(utf8_valid(more, (long)strlen(more)));
         assert_null(strstr(more, "\xEF\xBF\xBD")); // nothing is shown before it is whole
-        used += sprintf(out + used, "%s", more);
+        used += snprintf(out + used, sizeof out - (size_t)used, "%s", more);
         assert_int_equal(shown, used);
         free(more);
     }
@@ -424,7 +424,7 @@ static void test_refuses_damaged_models(void **state)
     p = calloc(1, sizeof *p);
     assert_non_null(strstr(open_proto(p), "is not a SentencePiece model"));
     p = calloc(1, sizeof *p);
-    p->n = sprintf((char *)p->data, "any text that is no model");
+    p->n = snprintf((char *)p->data, sizeof p->data, "any text that is no model");
     assert_non_null(strstr(open_proto(p), "is not a SentencePiece model"));
     p = small_model(2), put_piece(p, "b", 1, infinite, 0);
     assert_non_null(strstr(open_proto(p), "the score of piece 4 is not a number"));
@@ -443,8 +443,46 @@ static void test_refuses_damaged_models(void **state)
     p = small_model(2);
     for (int i = 0; i < 64; i++) put_piece(p, longest, i + 1, 0, 4); // 64 nested pieces: the most
     assert_string_equal(open_proto(p), "");
-    p = small_model(2), put_bytes(p, 4, "\x0A\x04\x0A\x00\x12\x00", 6); // a self test that would fail
+    p = small_model(2), put_bytes(p, 4, "\x0A\x06\x0A\x01" "a" "\x12\x01" "z", 8); // a self test that fails
     assert_string_equal(open_proto(p), "");
+}
+
+// A piece of two spaces: a text must not be parted between them.
+static void test_parts_keep_rows_of_spaces(void **state)
+{
+    (void)state;
+    struct proto *p = calloc(1, sizeof *p), *trainer = calloc(1, sizeof *trainer), *normalizer = calloc(1, sizeof *p);
+    char byte[8], text[6000];
+    struct tokenizer t, whole;
+    put_piece(p, "<unk>", 5, 0, 2);
+    for (int i = 0; i < 256; i++) put_piece(p, byte, snprintf(byte, sizeof byte, "<0x%02X>", i), 0, 6);
+    static const char *const pieces[] = {"▁▁", "▁▁▁▁", "▁a", "▁", "a"};
+    for (int i = 0; i < 5; i++) put_piece(p, pieces[i], (long)strlen(pieces[i]), (float)-i, 0);
+    put_number(trainer, 3, 2);
+    put_number(trainer, 35, 1);
+    put_number(normalizer, 4, 0);
+    put_bytes(p, 2, trainer->data, trainer->n);
+    put_bytes(p, 3, normalizer->data, normalizer->n);
+    assert_int_equal(file_write(at("spaces.model"), p->data, p->n), OK);
+    if (tokenizer_open(&t, at("spaces.model")) != OK) fail_msg("%s", fail_message());
+    assert_true(t.parts);
+    whole = t;
+    whole.parts = false;
+    for (long shift = 0; shift < 12; shift++) {
+        int *a, *b;
+        long n, m;
+        for (long i = 0; i < (long)sizeof text; i++) text[i] = (i + shift) % 3 && i % 301 ? ' ' : 'a';
+        assert_int_equal(tokenizer_encode(&a, &n, &t, text, sizeof text), OK);
+        assert_int_equal(tokenizer_encode(&b, &m, &whole, text, sizeof text), OK);
+        assert_int_equal(n, m);
+        assert_memory_equal(a, b, (size_t)n * sizeof *a);
+        free(a);
+        free(b);
+    }
+    tokenizer_close(&t);
+    free(p);
+    free(trainer);
+    free(normalizer);
 }
 
 static void test_refuses_damaged_rules(void **state)
@@ -480,6 +518,7 @@ int main(void)
         cmocka_unit_test(test_training_limits),
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_refuses_damaged_models),
+        cmocka_unit_test(test_parts_keep_rows_of_spaces),
         cmocka_unit_test(test_refuses_damaged_rules),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

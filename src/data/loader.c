@@ -150,7 +150,7 @@ static void add_part(struct sample *a, const struct dataset *d, long document, l
         if (i > 0) a->target[i - 1] = a->token[i];
     }
     if (kept < n) dataset_read(&a->target[a->S - 1], d, document, from + n - 1, 1);
-    if (a->document_mask && from == 0 && t > 0) a->target[t - 1] = -1;
+    if (a->document_mask && t > 0) a->target[t - 1] = -1; // only the first part can begin inside a document
     a->filled = t + n;
 }
 
