@@ -330,7 +330,8 @@ static void test_failing_writes(void **state)
     write_words(at("alone.txt"), 2000, 5);
     char output[PATH_LENGTH], alone[PATH_LENGTH], tokenizer[PATH_LENGTH];
     snprintf(alone, sizeof alone, "%s", at("alone.txt"));
-    snprintf(tokenizer, sizeof tokenizer, "%s", at("out/text_tokenizer/tokenizer.model")); // of the test above: training takes its time
+    // The tokenizer of the test above: training one takes its time.
+    snprintf(tokenizer, sizeof tokenizer, "%s", at("out/text_tokenizer/tokenizer.model"));
     const char *input[] = {alone};
     snprintf(output, sizeof output, "%s/full/disk", folder);
     struct prepare_options o = options(input, 1, output);
