@@ -65,20 +65,22 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-// Median seconds of one call, after one that warms up. Short calls are repeated to about 20 ms.
+// Median seconds of one call, after one that warms up. Short calls are repeated to about 20 ms; of long ones there are
+// fewer samples.
 static double median_seconds(void (*call)(void *), void *context)
 {
     double sample[REPEATS], begin = seconds_now();
     call(context);
     double once = seconds_now() - begin;
     long n = once < 0.02 ? (long)(0.02 / (once + 1e-7)) + 1 : 1;
-    for (int i = 0; i < REPEATS; i++) {
+    int taken = 0;
+    for (double all = seconds_now(); taken < REPEATS && (!taken || seconds_now() - all < 5); taken++) {
         begin = seconds_now();
         for (long j = 0; j < n; j++) call(context);
-        sample[i] = (seconds_now() - begin) / (double)n;
+        sample[taken] = (seconds_now() - begin) / (double)n;
     }
-    qsort(sample, REPEATS, sizeof *sample, compare_doubles);
-    return sample[REPEATS / 2];
+    qsort(sample, (size_t)taken, sizeof *sample, compare_doubles);
+    return sample[taken / 2];
 }
 
 // ---- kernels ----
@@ -181,8 +183,9 @@ static enum status time_steps(struct model *m, const char *name, struct decimal 
     double seconds = median_seconds(step_call, &s);
     double flops = config_train_flops_per_token(&m->c, m->o.S) * (double)T;
     char shape[96];
-    snprintf(shape, sizeof shape, "L=%ld D=%ld F=%ld V=%ld E=%ld K=%ld, %ld x %ld tokens%s", m->c.L, m->c.D, m->c.F, m->c.V,
-             m->c.E, m->c.K, m->o.B, m->o.S, !m->c.E ? "" : capacity.numerator ? ", capacity 1.1" : ", dropless");
+    snprintf(shape, sizeof shape, "L=%ld D=%ld F=%ld V=%ld E=%ld K=%ld, %ld x %ld tokens%s", m->c.L, m->c.D, m->c.F,
+             m->c.V, m->c.E, m->c.K, m->o.B, m->o.S,
+             !m->c.E ? "" : capacity.numerator ? ", capacity 1.1" : ", dropless");
     struct bench_row *r = add_row(name, "GFLOP/s", 1e-9 * flops / seconds, 1e-9 * product_roof());
     snprintf(r->shape, sizeof r->shape, "%s", shape);
     r = add_row(name, "tokens/s", (double)T / seconds, product_roof() * (double)T / flops);
@@ -241,7 +244,7 @@ static enum status time_decoding(struct model *m, struct decoding *d)
     for (int i = 0; i < 512; i++) d->token[i] = (int)((i * 7919L + 13) % m->c.V);
     // A decode step reads every matrix once, but of the embedding one row.
     double bytes = 2.0 * (double)(config_params_active(&m->c) - (m->c.tied ? 0 : m->c.V * m->c.D));
-    double flops = config_train_flops_per_token(&m->c, 512) / 3.0;
+    double flops = config_train_flops_per_token(&m->c, 512) / 3.0, roof = bench.peaks.read_bytes_per_s / bytes;
     for (int prefill = 0; prefill < 2 && status == OK; prefill++) {
         if (prefill ? !options.prefill : !options.decode) continue;
         d->n = prefill ? 512 : 1;
@@ -249,7 +252,7 @@ static enum status time_decoding(struct model *m, struct decoding *d)
         double seconds = median_seconds(decode_call, d);
         struct bench_row *r =
             prefill ? add_row("prefill of 512 tokens, bf16", "tokens/s", 512 / seconds, product_roof() / flops)
-                    : add_row("decode, one sequence, bf16", "tokens/s", 1 / seconds, bench.peaks.read_bytes_per_s / bytes);
+                    : add_row("decode, one sequence, bf16", "tokens/s", 1 / seconds, roof);
         snprintf(r->shape, sizeof r->shape, "L=%ld D=%ld F=%ld V=%ld E=%ld K=%ld, %.2f GB read a token", m->c.L, m->c.D,
                  m->c.F, m->c.V, m->c.E, m->c.K, 1e-9 * bytes);
     }

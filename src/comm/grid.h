@@ -1,6 +1,6 @@
 // Who holds what. Two meshes over the same ranks: [pipeline, data, tensor] for attention, norms, embedding and head,
-// [pipeline, replica, expert, expert tensor] for experts. Everything that is split is split by a partition list, never by
-// an integer division, so nothing has to divide.
+// [pipeline, replica, expert, expert tensor] for experts. Everything that is split is split by a partition list,
+// never by an integer division, so nothing has to divide.
 #ifndef SKYMOE_COMM_GRID_H
 #define SKYMOE_COMM_GRID_H
 

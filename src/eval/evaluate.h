@@ -14,8 +14,8 @@ struct evaluation {
     double bits_per_byte; // NaN without a tokenizer
     double accuracy;      // NaN here; tasks set it
 };
-// Over at most max_tokens tokens (0: all) of the loader's sources in stored order, dropless, documents masked as the loader
-// says. t may be NULL.
+// Over at most max_tokens tokens (0: all) of the loader's sources in stored order, dropless, documents masked as the
+// loader says. t may be NULL.
 MUST_USE enum status evaluate_loss(struct evaluation *e, struct model *m, struct loader *l, const struct tokenizer *t,
                                    long max_tokens);
 

@@ -15,7 +15,8 @@ static inline long dtype_size(enum dtype t)
 const char *dtype_name(enum dtype t);         // "F32", "BF16", "F64", "F16", "F8_E4M3"
 int dtype_from_name(const char *name);        // -1 when unknown
 
-// Scalar conversions, all exact or rounded to nearest even. These define the formats; kernels may be faster, not different.
+// Scalar conversions, all exact or rounded to nearest even. These define the formats; kernels may be faster, not
+// different.
 static inline float bf16_to_float(uint16_t b)
 {
     uint32_t u = (uint32_t)b << 16;

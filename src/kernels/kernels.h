@@ -82,7 +82,8 @@ struct kernels {
     void (*matmul_nt_acc)(acc *y, const el *x, struct tensor w, long M, long N, long K); // the same, not rounded
     void (*matmul_nn)(el *dx, const el *dy, struct tensor w, long M, long N, long K);    // dx[M,K] = dy[M,N] w[N,K]
     void (*matmul_tn)(acc *dw, const el *dy, const el *x, long M, long N, long K);       // dw[N,K] += dy[M,N]' x[M,K]
-    // The same for E matrices w[e] one behind the other; rows first[e] .. first[e+1]-1 belong to e. `first` is host memory.
+    // The same for E matrices w[e] one behind the other; rows first[e] .. first[e+1]-1 belong to e. `first` is host
+    // memory.
     void (*grouped_nt)(el *y, const el *x, struct tensor w, const long *first, long E, long N, long K);
     void (*grouped_nn)(el *dx, const el *dy, struct tensor w, const long *first, long E, long N, long K);
     void (*grouped_tn)(acc *dw, const el *dy, const el *x, const long *first, long E, long N, long K); // +=
@@ -103,13 +104,15 @@ struct kernels {
     void (*rmsnorm_backward_weight)(acc *dw, const el *dy, const el *x, const acc *rstd, long T, long D); // +=
 
     // ---- attention ----
-    // Rotate-half rotary embedding in place on `heads` heads of C channels at the start of each row of `stride` elements.
+    // Rotate-half rotary embedding in place on `heads` heads of C channels at the start of each row of `stride`
+    // elements.
     // angle[p, c] for positions 0..: cos in [p, 0, c], sin in [p, 1, c], c < C/2. sign -1 undoes (backward).
     void (*rope_angles)(acc *angle, double theta, long positions, long C);               // angle [positions, 2, C/2]
     void (*rope)(el *x, const int *position, const acc *angle, int sign, long T, long heads, long C, long stride);
     // Tiled, never S x S [Dao, FlashAttention-2, 2023]. qkv rows: H heads of q, G of k, G of v, C channels each.
     // Query t of its sequence sees keys start[t] <= j <= t (start: index within the sequence, the document mask).
-    void (*attention)(el *o, acc *lse, const el *qkv, const int *start, struct attention_shape s); // o [T,H,C] lse [T,H]
+    void (*attention)(el *o, acc *lse, const el *qkv, const int *start,
+                      struct attention_shape s);                                         // o [T,H,C] lse [T,H]
     void (*attention_backward)(el *dqkv, const el *d_o, const el *qkv, const el *o, const acc *lse, const int *start,
                                struct attention_shape s);                                // dqkv = (all of it)
     // Inference. kv_store writes each row's k and v to its page; attention_paged then walks pages from position 0.
@@ -146,7 +149,8 @@ struct kernels {
     // dab =, dweight[source[r]] = (others are left alone). dweight NULL with weight NULL
     void (*swiglu_backward)(el *dab, acc *dweight, const el *dh, const el *ab, const acc *weight, const int *source,
                             long R, long F);
-    // Mean pairwise cosine of E flattened experts; expert e is the e-th of E equal pieces of every w[i] (n[i] elements each).
+    // Mean pairwise cosine of E flattened experts; expert e is the e-th of E equal pieces of every w[i] (n[i]
+    // elements each).
     double (*expert_similarity)(const struct tensor *w, const long *n, long parts, long E);
 
     // ---- head ----

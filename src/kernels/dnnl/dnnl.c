@@ -1,4 +1,5 @@
-// Products by oneDNN, for f32 and bf16 weights of the table's own type; FP8 and mixed types stay with the reference here.
+// Products by oneDNN, for f32 and bf16 weights of the table's own type; FP8 and mixed types stay with the reference
+// here.
 #include "kernels/dnnl/dnnl_gemm.h"
 #include "kernels/kernels_fill.h"
 

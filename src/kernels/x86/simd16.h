@@ -1,6 +1,6 @@
-// Sixteen floats at a time (AVX-512 F, BW, DQ, VL). simd8.h has the same names for AVX2; a kernel's .inc file is written
-// once and compiled with either. Loads and stores need no alignment; the _n forms touch n < LANES elements only and load
-// zeros for the rest.
+// Sixteen floats at a time (AVX-512 F, BW, DQ, VL). simd8.h has the same names for AVX2; a kernel's .inc file is
+// written once and compiled with either. Loads and stores need no alignment; the _n forms touch n < LANES elements
+// only and load zeros for the rest.
 #ifndef SKYMOE_KERNELS_X86_SIMD16_H
 #define SKYMOE_KERNELS_X86_SIMD16_H
 
@@ -46,7 +46,10 @@ static inline vf widen_bf16(__m256i b)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
 }
 static inline vf load_bf16(const uint16_t *p) { return widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
-static inline vf load_bf16_n(const uint16_t *p, long n) { return widen_bf16(_mm256_maskz_loadu_epi16(lanes_below(n), p)); }
+static inline vf load_bf16_n(const uint16_t *p, long n)
+{
+    return widen_bf16(_mm256_maskz_loadu_epi16(lanes_below(n), p));
+}
 
 // Round to nearest even; NaN stays NaN. (vcvtneps2bf16 would lose the smallest numbers.)
 static inline __m256i round_bf16(vf x)
@@ -57,7 +60,10 @@ static inline __m256i round_bf16(vf x)
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
 }
 static inline void store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, round_bf16(x)); }
-static inline void store_bf16_n(uint16_t *p, vf x, long n) { _mm256_mask_storeu_epi16(p, lanes_below(n), round_bf16(x)); }
+static inline void store_bf16_n(uint16_t *p, vf x, long n)
+{
+    _mm256_mask_storeu_epi16(p, lanes_below(n), round_bf16(x));
+}
 
 // e4m3: exponent bias 7 becomes 127 by adding 120. Subnormals m/8 2^-6 come out one too large at twice the exponent, so
 // 2^-6 is taken away; that keeps the processor's slow path for f32 subnormals out. 0x7f is NaN.
