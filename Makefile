@@ -33,6 +33,9 @@ $(LIBRARY): $(filter-out $(MAIN),$(OBJECTS))
 	@rm -f $@
 	$(AR) rcs $@ $^
 
+# The reference has plain loops over numbers one behind the other: gcc's -O2 would leave most of them scalar.
+$(OUT)/src/kernels/ref/%.o: CFLAGS += $(if $(findstring clang,$(CC)),,-fvect-cost-model=dynamic)
+
 # Kernels for one instruction set, chosen at run time; nothing else is built with -m flags.
 FAST = $(patsubst -O2,-O3,$(filter -O2,$(MODE))) -ffp-contract=fast
 AVX2 = -mavx2 -mfma -mf16c
