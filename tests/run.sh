@@ -3,6 +3,7 @@
 # it is shown when something failed. The last line is `N passed, N failed`.
 set -u
 cd "$(dirname "$0")/.."
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as main.c does, and why
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1:allocator_may_return_null=1}
 export LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/leaks.txt:print_suppressions=0}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}

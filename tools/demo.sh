@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job end to end: text -> dense model -> upcycled MoE -> FP8 -> text. Every step is an ordinary command, printed
-# as it runs. Settings: DEMO_DIR (build/demo), DEMO_SIZE full|tiny, DEMO_SEED (1), DEMO_CACHE (downloads), SKYMOE (the
-# program), DEMO_SCALE (1: multiplies all step counts, for longer runs).
+# The main job end to end: text -> dense model -> upcycled MoE -> FP8 -> text. Every step is an ordinary command,
+# printed as it runs. Settings: DEMO_DIR (build/demo), DEMO_SIZE full|tiny, DEMO_SEED (1), DEMO_CACHE (downloads),
+# SKYMOE (the program), DEMO_SCALE (1: multiplies all step counts, for longer runs).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,11 +9,14 @@ dir=${DEMO_DIR:-build/demo} size=${DEMO_SIZE:-full} seed=${DEMO_SEED:-1} scale=$
 skymoe=${SKYMOE:-build/skymoe}
 export DEMO_CACHE=${DEMO_CACHE:-build/cache}
 
-# One recipe, two sizes. A step is `batch` sequences of `seq` tokens. Both the MoE and the continued dense model start from
-# checkpoint `branch`, taken before the dense model's learning rate decays.
+# One recipe, two sizes. A step is `batch` sequences of `seq` tokens. Both the MoE and the continued dense model start
+# from checkpoint `branch`, taken before the dense model's learning rate decays.
 case $size in
-full) vocab=8192 seq=256 batch=16 dense=$((300 * scale)) branch=$((240 * scale)) moe=$((200 * scale)) eval_tokens=0 ;;
-tiny) vocab=8192 seq=128 batch=8 dense=16 branch=12 moe=9 eval_tokens=20000 ;;
+full)
+    vocab=8192 seq=256 batch=8 dense=$((500 * scale)) branch=$((400 * scale)) moe=$((160 * scale))
+    eval_tokens=100000 watch_tokens=16384
+    ;;
+tiny) vocab=8192 seq=128 batch=8 dense=16 branch=12 moe=9 eval_tokens=8192 watch_tokens=2048 ;;
 *) echo "demo: DEMO_SIZE is $size (use full or tiny)" >&2 && exit 2 ;;
 esac
 decay=$((dense - branch)) cooldown=$((moe / 3))
@@ -43,7 +46,7 @@ say "2/8 Tokenizer and shards"
 validation=$(wc -c < "$dir/data_valid.txt")
 
 common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --global-batch-size "$batch" --micro-batch-size "$batch"
-    --dtype bf16 --lr-schedule wsd --eval-tokens 32768 --keep 0)
+    --dtype bf16 --lr-schedule wsd --eval-tokens "$watch_tokens" --keep 0)
 
 say "3/8 Dense model: $dense steps of $((seq * batch)) tokens, the last $decay with a falling learning rate"
 run "$skymoe" train --model configs/small.json --output "$dir/dense" "${common[@]}" --train-steps "$dense" \
@@ -76,7 +79,7 @@ run "$skymoe" train --resume --output "$dir/continued" --train-steps "$moe"
 
 say "7/8 FP8, evaluation"
 save "$dir/quantize.json" "$skymoe" quantize --model "$(newest moe)" --output "$dir/moe-fp8" --format fp8 \
-    --data "$dir/data" --json
+    --data "$dir/data" --max-tokens "$watch_tokens" --json
 for name in dense continued continued-flops moe moe-fp8; do
     folder=$dir/moe-fp8 && [ $name = moe-fp8 ] || folder=$(newest $name)
     save "$dir/eval-$name.json" "$skymoe" eval --model "$folder" --data "$dir/data" --seq-length "$seq" \

@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "cli/command.h"
@@ -83,8 +85,17 @@ static enum status flush_results(void)
     return failed ? fail(ERR_IO, "standard output: cannot be written: %s", strerror(errno ? errno : EIO)) : OK;
 }
 
+// OpenMP threads that have nothing to do spin for milliseconds, so on a machine that others use too a loop waits for
+// threads that cannot run: training then halves its speed. libgomp reads the environment before main, hence the exec.
+static void limit_spinning(char **argv)
+{
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || setenv("GOMP_SPINCOUNT", "10000", 1) != 0) return;
+    execv("/proc/self/exe", argv); // where that fails, everything works, only slower
+}
+
 int main(int argc, char **argv)
 {
+    limit_spinning(argv);
     signal(SIGPIPE, SIG_IGN); // `skymoe ... | head` ends with a sentence, and a save is never cut by it
     if (argc < 2) {
         help_all(stderr);
