@@ -55,21 +55,21 @@ run "$skymoe" train --model configs/small.json --output "$dir/dense" "${common[@
 start=$dir/dense/$(printf 'step-%06d' "$branch")
 
 say "4/8 Upcycling its step $branch to 8 experts, top-2"
-run "$skymoe" upcycle --model "$start" --output "$dir/moe-start" --num-experts 8 --moe-router-topk 2 --method drop \
+run "$skymoe" upcycle --model "$start" --output "$dir/moe-start" --num-experts 8 --moe-router-topk 2 --method copy \
     --seed "$seed"
 
 say "5/8 Mixture of experts: $moe steps; gate norm, capacity 1.1 with drops, adaptive coefficients"
 continuation=("${common[@]}" --data-skip $((branch * batch)) --lr-warmup-steps $((moe / 20 + 1)) --wsd-decay-steps "$cooldown"
     --eval-interval $((moe / 4)))
-run "$skymoe" train --init "$dir/moe-start" --output "$dir/moe" "${continuation[@]}" --train-steps "$moe" --lr 2e-3 \
-    --moe-capacity-factor 1.1
+run "$skymoe" train --init "$dir/moe-start" --output "$dir/moe" "${continuation[@]}" --train-steps "$moe" --lr 3e-3 \
+    --moe-capacity-factor 1.1 --moe-aux-loss-coeff 0.5 --moe-aux-loss-xi 1
 
 # As many dense steps as have the FLOPs of the MoE's; the same run's checkpoint before step $moe decays gives equal tokens.
 moe_flops=$(last_row moe flops)
 dense_flops=$(awk -v f="$(last_row dense flops)" -v n="$dense" 'BEGIN {print f / n}')
 more=$(awk -v m="$moe_flops" -v d="$dense_flops" 'BEGIN {printf "%d", m / d + 0.5}')
 say "6/8 Dense model continued from the same checkpoint: $more steps (equal FLOPs), and $moe steps (equal tokens)"
-run "$skymoe" train --init "$start" --output "$dir/continued-flops" "${continuation[@]}" --train-steps "$more" --lr 2e-3 \
+run "$skymoe" train --init "$start" --output "$dir/continued-flops" "${continuation[@]}" --train-steps "$more" --lr 3e-3 \
     --save-interval $((moe - cooldown))
 at=$(printf 'step-%06d' $((moe - cooldown)))
 mkdir "$dir/continued"
