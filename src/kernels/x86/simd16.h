@@ -108,6 +108,28 @@ static inline vf quad_part(vf q, int part)
     return widen_e4m3_lanes(_mm512_and_si512(u, _mm512_set1_epi32(0xff)));
 }
 
+// Whether all numbers are neither subnormal (or 0) nor NaN: then fewer steps widen them.
+static inline int quads_normal(const vf q[LANES])
+{
+    __m512i least = _mm512_set1_epi8(0x7f), most = _mm512_setzero_si512();
+    for (int i = 0; i < LANES; i++) {
+        __m512i low = _mm512_and_si512(_mm512_castps_si512(q[i]), _mm512_set1_epi8(0x7f));
+        least = _mm512_min_epu8(least, low);
+        most = _mm512_max_epu8(most, low);
+    }
+    return !_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(8)) && !_mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(0x7f));
+}
+static inline vf quad_part_normal(vf q, int part)
+{
+    __m512i u = _mm512_castps_si512(q), low = part < 3 ? _mm512_slli_epi32(u, (unsigned)(20 - 8 * (part % 3)))
+                                                       : _mm512_srli_epi32(u, 4);
+    low = _mm512_and_si512(low, _mm512_set1_epi32(0x7f << 20));
+    __m512i sign = _mm512_slli_epi32(u, (unsigned)(24 - 8 * part)), value = _mm512_set1_epi32(120 << 23);
+    value = _mm512_add_epi32(low, value);
+    const __m512i sign_bit = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(value, sign, sign_bit, 0xf8)); // value | (sign & sign_bit)
+}
+
 // Rows become columns.
 static inline void transpose(vf r[LANES])
 {

@@ -125,6 +125,27 @@ static inline vf quad_part(vf q, int part)
     return widen_e4m3_lanes(_mm256_and_si256(u, _mm256_set1_epi32(0xff)));
 }
 
+static inline int quads_normal(const vf q[LANES])
+{
+    __m256i least = _mm256_set1_epi8(0x7f), most = _mm256_setzero_si256();
+    for (int i = 0; i < LANES; i++) {
+        __m256i low = _mm256_and_si256(_mm256_castps_si256(q[i]), _mm256_set1_epi8(0x7f));
+        least = _mm256_min_epu8(least, low);
+        most = _mm256_max_epu8(most, low);
+    }
+    __m256i small = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), least);
+    __m256i nan = _mm256_cmpeq_epi8(most, _mm256_set1_epi8(0x7f));
+    return _mm256_testz_si256(_mm256_or_si256(small, nan), _mm256_set1_epi8(-1));
+}
+static inline vf quad_part_normal(vf q, int part)
+{
+    __m256i u = _mm256_castps_si256(q), low = part < 3 ? _mm256_slli_epi32(u, 20 - 8 * (part % 3))
+                                                       : _mm256_srli_epi32(u, 4);
+    low = _mm256_and_si256(low, _mm256_set1_epi32(0x7f << 20));
+    __m256i sign = _mm256_and_si256(_mm256_slli_epi32(u, 24 - 8 * part), _mm256_set1_epi32(INT32_MIN));
+    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_add_epi32(low, _mm256_set1_epi32(120 << 23)), sign));
+}
+
 static inline void transpose(vf r[LANES])
 {
     vf t[8];
