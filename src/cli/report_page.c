@@ -84,8 +84,9 @@ static void runs_table(struct page *p)
 static const char *result_title(const char *name)
 {
     static const char *const title[][2] = {
-        {"dense", "Dense, the checkpoint upcycled"},
-        {"dense_continued", "Dense, continued"},
+        {"dense", "Dense"},
+        {"dense_continued", "Dense, continued, equal tokens"},
+        {"dense_continued_equal_flops", "Dense, continued, equal FLOPs"},
         {"moe", "MoE, equal tokens"},
         {"moe_equal_tokens", "MoE, equal tokens"},
         {"moe_equal_flops", "MoE, equal FLOPs"},
