@@ -41,8 +41,12 @@ MUST_USE enum status model_folder_load(struct model *m, const struct model_folde
 // A folder appears whole or not at all: everything goes to PATH.tmp, which commit renames. An existing PATH is refused
 // unless it is the folder of an earlier, identical purpose (`replace`).
 
+// ERR_IO where the disk that PATH would lie on has no room for `bytes` of weights. Nothing is made.
+MUST_USE enum status folder_writer_room(const char *path, long bytes);
+
 struct folder_writer; // opaque
-// Declares all tensors, in the order in which their data will come; shards are cut at `shard_bytes` (0: 5e9).
+// Declares all tensors, in the order in which their data will come; shards are cut at `shard_bytes` (0: 5e9). Refuses a
+// disk that is too small before it makes anything.
 MUST_USE enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
                                         const struct tensor_plan *tensor, long n, long shard_bytes, bool replace);
 // Data of the next tensor in pieces; the pieces must add up to the declared bytes before the next tensor starts.

@@ -81,13 +81,19 @@ static void parent_of(char parent[PATH_LENGTH], const char *path)
     else snprintf(parent, PATH_LENGTH, "%.*s", slash == path ? 1 : (int)(slash - path), path);
 }
 
-static enum status check_room(const struct folder_writer *w)
+enum status folder_writer_room(const char *path, long bytes)
 {
-    char parent[PATH_LENGTH];
-    parent_of(parent, w->path);
-    long need = tensor_bytes(w) + (1 << 20), room = disk_free_bytes(parent);
+    enum { BESIDE_WEIGHTS = 1 << 20 }; // headers, index, tokenizer
+    char at[PATH_LENGTH];
+    if (snprintf(at, sizeof at, "%s", path) >= PATH_LENGTH) return OK; // whoever makes the folder says so
+    while (!path_exists(at) && strcmp(at, "/") != 0 && strcmp(at, ".") != 0) {
+        char parent[PATH_LENGTH];
+        parent_of(parent, at);
+        memcpy(at, parent, sizeof at);
+    }
+    long room = disk_free_bytes(at), need = bytes + BESIDE_WEIGHTS;
     if (room >= 0 && room < need)
-        return fail(ERR_IO, "%s: needs %.2f GB, but only %.2f GB are free on that disk (free some room)", w->path,
+        return fail(ERR_IO, "%s: needs %.2f GB, but only %.2f GB are free on that disk (free some room)", path,
                     (double)need / 1e9, (double)room / 1e9);
     return OK;
 }
@@ -127,10 +133,10 @@ static enum status writer_set_up(struct folder_writer *w, const char *path, cons
     memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
     TRY(cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES));
     TRY(check_target(w));
+    TRY(folder_remove(w->temporary)); // left by a crash
+    TRY(folder_writer_room(w->path, tensor_bytes(w)));
     parent_of(parent, w->path);
     TRY(folder_make(parent));
-    TRY(check_room(w));
-    TRY(folder_remove(w->temporary)); // left by a crash
     return folder_make(w->temporary);
 }
 

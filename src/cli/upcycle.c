@@ -18,7 +18,8 @@ static struct options {
 #define AT(field) offsetof(struct options, field)
 enum { GATE_NORM_STD = 7, NOISE = 8, DROP = 9, ROWS = 11 };
 static const struct setting rows[ROWS] = {
-    {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL, "dense model folder (or a run: its newest checkpoint)"},
+    {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
+     "dense model folder (or a run: its newest checkpoint; with --dry-run also a config.json)"},
     {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "folder to write"},
     {"num-experts", SETTING_LONG, AT(E), "8", 2, 4096, NULL, "experts of each layer"},
     {"moe-router-topk", SETTING_LONG, AT(K), "2", 1, 64, NULL, "experts of each token"},
@@ -32,7 +33,8 @@ static const struct setting rows[ROWS] = {
                "method noise: its standard deviation in units of each tensor's own"},
     [DROP] = {"drop-ratio", SETTING_REAL, AT(drop), "0.5", 0, 1, NULL,
               "method drop: fraction of intermediate columns redrawn"},
-    {"dry-run", SETTING_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "only tell what would be written"},
+    {"dry-run", SETTING_SWITCH, AT(dry_run), NULL, 0, 0, NULL,
+     "only tell what would be written, and whether --output has room"},
 };
 static const struct settings settings = {
     .command = "upcycle",
@@ -110,8 +112,20 @@ static enum status upcycle_folder(const struct model_folder *from, const bool *s
     enum status status = OK;
     if (common->json) status = print_json(&r, from->config.L);
     else print_people(&r, from->config.L);
+    if (status == OK && options.dry_run && options.output)
+        status = folder_writer_room(options.output, r.output_bytes);
     free(r.similarity);
     return status;
+}
+
+// A dry run needs the shape alone.
+static enum status open_model(struct model_folder *from)
+{
+    if (!options.dry_run || !path_exists(options.model) || path_is_folder(options.model))
+        return model_folder_open(from, options.model);
+    TRY(config_read(&from->config, options.model));
+    snprintf(from->path, sizeof from->path, "%s", options.model);
+    return OK;
 }
 
 static enum status run(int argc, char **argv)
@@ -122,7 +136,7 @@ static enum status run(int argc, char **argv)
     TRY(command_start(&settings, &common, set, &done, argc, argv));
     if (done) return OK;
     TRY(check_options(set));
-    TRY(model_folder_open(&from, options.model));
+    TRY(open_model(&from));
     enum status status = upcycle_folder(&from, set, &common);
     model_folder_close(&from);
     return status;

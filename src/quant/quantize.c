@@ -195,8 +195,13 @@ static enum status quantise_into(struct quantising *q, const char *to)
     if (!q->scale || !q->error || !q->values || !q->converted)
         return fail(ERR_MEMORY, "memory: refused while quantising (free some memory)");
     double weights = 0;
-    for (long i = 0; i < n; i++)
-        if (q->from->params.item[i].kind->quantise) weights += (double)elements_of(&q->from->params.item[i]);
+    long bytes = 0;
+    for (long i = 0; i < n; i++) {
+        const struct param *p = &q->from->params.item[i];
+        weights += p->kind->quantise ? (double)elements_of(p) : 0;
+        bytes += elements_of(p) * dtype_size(p->kind->quantise ? F8_E4M3 : q->c.dtype);
+    }
+    TRY(folder_writer_room(to, bytes)); // before everything is read for its scales
     q->progress = progress_start("quantize", "weights", 2 * weights); // read twice: for the scale, then for the values
     TRY(choose_scales(q));
     TRY(write_folder(q, to));

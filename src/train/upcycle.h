@@ -20,6 +20,7 @@ struct upcycle_result {
     long params_total, params_active, output_bytes;
     double *similarity;    // [L]; freed by the caller
 };
+// A dry run only counts: it needs nothing of `from` but path and config.
 MUST_USE enum status upcycle(struct upcycle_result *r, const struct model_folder *from, const char *to,
                              const struct upcycle_options *o, bool dry_run);
 
