@@ -249,7 +249,7 @@ static bool case_expert_similarity(struct check *c, long shape)
     struct tensor w[3];
     for (long i = 0; i < parts; i++) {
         n[i] = shapes[shape][2] + 3 * i;
-        w[i] = (struct tensor){in_el(c, E * n[i]), NULL, c->k->el};
+        w[i] = (struct tensor){.data = in_el(c, E * n[i]), .dtype = c->k->el};
         for (long j = 0; j < E * n[i] && shape % 2; j++) // alike, half of it
             put(w[i].data, (int)c->k->el, j, el_at(c, w[i].data, j % (n[i] / 2 + 1)));
     }

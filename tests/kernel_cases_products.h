@@ -18,13 +18,13 @@ static struct bound sum_bound(const struct check *c, long n, bool rounded, doubl
                           .magnitude = m};
 }
 
-// |x| of n elements from `at` on; rows of `columns` have a scale in an F8 tensor.
+// |x| of n elements from `at` on, in rows of `columns`.
 static double *absolute(struct tensor x, long at, long n, long columns)
 {
     struct buffer b = {.data = x.data, .type = (int)x.dtype};
     double *a = magnitudes(n);
     for (long i = 0; i < n; i++)
-        a[i] = fabs(value_at(&b, at + i)) * (x.scale ? (double)x.scale[(at + i) / columns] : 1);
+        a[i] = fabs(value_at(&b, at + i)) * scale_at(x, (at + i) / columns, (at + i) % columns);
     return a;
 }
 
@@ -48,12 +48,12 @@ static void add_magnitudes(double *m, enum form form, struct tensor a, long a_at
 
 static struct tensor el_tensor(const struct check *c, void *data)
 {
-    return (struct tensor){data, NULL, c->k->el};
+    return (struct tensor){.data = data, .dtype = c->k->el};
 }
 
 static struct tensor acc_tensor(const struct check *c, void *data)
 {
-    return (struct tensor){data, NULL, c->k->acc};
+    return (struct tensor){.data = data, .dtype = c->k->acc};
 }
 
 // Row limits of E experts: none empty, some empty, all empty, everything on the first, on the last.
@@ -80,16 +80,16 @@ enum { GROUP_SHAPES = sizeof group_shapes / sizeof group_shapes[0] };
 
 static bool nt_case(struct check *c, long shape, bool rounded)
 {
-    if (shape >= 2 * PRODUCT_SHAPES) return false; // then with F8 weights
-    bool f8 = shape >= PRODUCT_SHAPES;
+    if (shape >= WEIGHTS * PRODUCT_SHAPES) return false;
+    enum weight kind = (enum weight)(shape / PRODUCT_SHAPES);
     const long *s = product_shapes[shape % PRODUCT_SHAPES];
     long M = s[0], N = s[1], K = s[2];
     void *x = in_el(c, M * K);
-    struct tensor w = in_weight(c, f8, N, K);
+    struct tensor w = in_weight(c, kind, N, K);
     double *m = magnitudes(M * N);
     add_magnitudes(m, NT, el_tensor(c, x), 0, w, 0, M, N, K);
     void *y = out(c, "y", (int)(rounded ? c->k->el : c->k->acc), M * N, sum_bound(c, K, rounded, m));
-    seal(c, "M %ld N %ld K %ld%s", M, N, K, f8 ? " F8" : "");
+    seal(c, "M %ld N %ld K %ld%s", M, N, K, weight_names[kind]);
     if (rounded) c->k->matmul_nt(y, x, w, M, N, K);
     else c->k->matmul_nt_acc(y, x, w, M, N, K);
     return true;
@@ -107,18 +107,18 @@ static bool case_matmul_nt_acc(struct check *c, long shape)
 
 static bool case_grouped_nt(struct check *c, long shape)
 {
-    if (shape >= 2 * GROUP_SHAPES) return false;
-    bool f8 = shape >= GROUP_SHAPES;
+    if (shape >= WEIGHTS * GROUP_SHAPES) return false;
+    enum weight kind = (enum weight)(shape / GROUP_SHAPES);
     const long *s = group_shapes[shape % GROUP_SHAPES];
     long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
     void *x = in_el(c, R * K);
-    struct tensor w = in_weight(c, f8, E * N, K);
+    struct tensor w = in_weight(c, kind, E * N, K);
     double *m = magnitudes(R * N);
     for (long e = 0; e < E; e++)
         add_magnitudes(m + first[e] * N, NT, el_tensor(c, x), first[e] * K, w, e * N * K,
                        first[e + 1] - first[e], N, K);
     void *y = out(c, "y", (int)c->k->el, R * N, sum_bound(c, K, true, m));
-    seal(c, "E %ld R %ld N %ld K %ld%s", E, R, N, K, f8 ? " F8" : "");
+    seal(c, "E %ld R %ld N %ld K %ld%s", E, R, N, K, weight_names[kind]);
     c->k->grouped_nt(y, x, w, first, E, N, K);
     return true;
 }
@@ -130,7 +130,7 @@ static bool case_matmul_nn(struct check *c, long shape)
     if (shape >= PRODUCT_SHAPES) return false;
     long M = product_shapes[shape][0], N = product_shapes[shape][1], K = product_shapes[shape][2];
     void *dy = in_el(c, M * N);
-    struct tensor w = in_weight(c, false, N, K);
+    struct tensor w = in_weight(c, PLAIN, N, K);
     double *m = magnitudes(M * K);
     add_magnitudes(m, NN, el_tensor(c, dy), 0, w, 0, M, K, N);
     void *dx = out(c, "dx", (int)c->k->el, M * K, sum_bound(c, N, true, m));
@@ -145,7 +145,7 @@ static bool case_grouped_nn(struct check *c, long shape)
     const long *s = group_shapes[shape];
     long E = s[0], N = s[3], K = s[4], *first = in_groups(c, E, s[1], s[2]), R = first[E];
     void *dy = in_el(c, R * N);
-    struct tensor w = in_weight(c, false, E * N, K);
+    struct tensor w = in_weight(c, PLAIN, E * N, K);
     double *m = magnitudes(R * K);
     for (long e = 0; e < E; e++)
         add_magnitudes(m + first[e] * K, NN, el_tensor(c, dy), first[e] * N, w, e * N * K,

@@ -51,27 +51,25 @@ static bool case_zero(struct check *c, long shape)
 // All pairs of types; without scale exact, special values included; scaled, within one step of the result.
 static bool case_cast(struct check *c, long shape)
 {
-    if (shape >= DTYPES * DTYPES * 4) return false;
+    if (shape >= DTYPES * DTYPES * 6) return false;
     int to_type = (int)(shape % DTYPES), from_type = (int)(shape / DTYPES % DTYPES);
-    long how = shape / (DTYPES * DTYPES), rows = how ? 7 : 1, columns = how == 3 ? 600 : 65;
+    long how = shape / (DTYPES * DTYPES), rows = how ? 7 : 1, columns = how >= 3 ? 600 : 65;
     static const double step[DTYPES] = {[F32] = 0x1p-23, [BF16] = 0x1p-7, [F64] = 0x1p-52, [F16] = 0x1p-10,
                                         [F8_E4M3] = 0x1p-3};
     static const double least[DTYPES] = {[F16] = 0x1p-24, [F8_E4M3] = 0x1p-9};
     static const double special[] = {0.0, -0.0, NAN, INFINITY, -INFINITY, 1e300, 1e-300, 448, 464, 65519, 65520,
                                      0x1p-10, 0x1.8p-10, 0x1p-25, 0x1.000001p-25, 1 + 0x1p-9, 1 + 0x1.8p-8};
-    bool scaled = how == 1 || how == 2;
+    bool scaled = how && how != 3, blocks = how > 3;
     struct bound b = {.relative = scaled ? step[to_type] : 0, .absolute = scaled ? least[to_type] : 0};
     struct tensor from = {.dtype = (enum dtype)from_type}, to = {.dtype = (enum dtype)to_type};
     from.data = in_random(c, from_type, F64, rows * columns, 60);
     for (long i = 0; i < (long)(sizeof special / sizeof special[0]) && !scaled; i++)
         put(from.data, from_type, i, special[i]);
-    float *scale = in_values(c, F32, rows);
-    for (long i = 0; i < rows; i++) scale[i] = (float)(0.3 + fabs(draw(c)));
-    if (how == 1) from.scale = scale;
-    if (how == 2) to.scale = scale;
+    struct tensor *with = how == 1 || how == 4 ? &from : how == 2 || how == 5 ? &to : NULL;
+    if (with) in_scales(c, with, rows, columns, blocks, 0.3, 1);
     to.data = out(c, "to", to_type, rows * columns, b);
-    seal(c, "%s -> %s, scale %s, %ld x %ld", dtype_name(from.dtype), dtype_name(to.dtype),
-         how == 1 ? "from" : how == 2 ? "to" : "none", rows, columns);
+    seal(c, "%s -> %s, %s %s, %ld x %ld", dtype_name(from.dtype), dtype_name(to.dtype),
+         blocks ? "scales of blocks" : "scale", with == &from ? "from" : with == &to ? "to" : "none", rows, columns);
     c->k->cast(to, from, rows, columns);
     return true;
 }
@@ -81,7 +79,7 @@ static bool case_fill(struct check *c, long shape)
     if (shape >= LENGTHS * DTYPES) return false;
     int type = (int)(shape % DTYPES);
     long n = lengths[shape / DTYPES];
-    struct tensor x = {out(c, "x", type, n, exactly), NULL, (enum dtype)type};
+    struct tensor x = {.data = out(c, "x", type, n, exactly), .dtype = (enum dtype)type};
     seal(c, "%ld %s", n, dtype_name((enum dtype)type));
     c->k->fill(x, 1.1, n);
     return true;
@@ -94,7 +92,7 @@ static bool case_init_normal(struct check *c, long shape)
                                          [F64] = {0x1p-50, 0x1p-50, 0, NULL}};
     int type = (int)(shape % 3);
     long n = lengths[shape / 3], offset = shape % 2 ? 1000003 : 0;
-    struct tensor x = {out(c, "x", type, n, bound[type]), NULL, (enum dtype)type};
+    struct tensor x = {.data = out(c, "x", type, n, bound[type]), .dtype = (enum dtype)type};
     seal(c, "%ld %s from %ld", n, dtype_name((enum dtype)type), offset);
     c->k->init_normal(x, 0.5, 0.02, n, 7, 0x1234567890abcdefu, offset);
     return true;
@@ -111,7 +109,7 @@ static bool case_embed(struct check *c, long shape)
 {
     if (shape >= ROW_SHAPES) return false;
     long T = row_shapes[shape][0], D = row_shapes[shape][1], V = 37;
-    struct tensor table = in_weight(c, false, V, D);
+    struct tensor table = in_weight(c, PLAIN, V, D);
     int *token = in_ints(c, T, V);
     void *x = out(c, "x", (int)c->k->el, T * D, exactly);
     seal(c, "T %ld D %ld", T, D);
@@ -268,7 +266,7 @@ static bool case_amax(struct check *c, long shape)
     int type = (int)(shape % DTYPES);
     long n = lengths[shape / DTYPES % LENGTHS];
     bool nan = shape >= LENGTHS * DTYPES;
-    struct tensor x = {in_random(c, type, F64, n, 3), NULL, (enum dtype)type};
+    struct tensor x = {.data = in_random(c, type, F64, n, 3), .dtype = (enum dtype)type};
     if (nan && n) put(x.data, type, n / 2, NAN);
     double *largest = out(c, "amax", F64, 1, exactly);
     seal(c, "%ld %s%s", n, dtype_name(x.dtype), nan ? " with a NaN" : "");

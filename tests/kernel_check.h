@@ -153,15 +153,30 @@ static inline int *in_ints(struct check *c, long n, long below)
     return data;
 }
 
-// A weight [rows, columns]: el, or F8 with a scale per row.
-static inline struct tensor in_weight(struct check *c, bool f8, long rows, long columns)
+static inline void in_scales(struct check *c, struct tensor *x, long rows, long columns, bool blocks, double least,
+                             double spread)
 {
-    struct tensor w = {.dtype = f8 ? F8_E4M3 : c->k->el};
-    w.data = in_random(c, (int)w.dtype, c->exact, rows * columns, f8 ? 50 : 1);
-    if (f8) {
-        w.scale = in_values(c, F32, rows);
-        for (long i = 0; i < rows; i++) w.scale[i] = (float)(0.01 + 0.02 * fabs(draw(c)));
-    }
+    x->scale_columns = blocks ? (int)((columns + SCALE_BLOCK - 1) / SCALE_BLOCK) : 0;
+    long n = rows * (blocks ? x->scale_columns : 1);
+    x->scale = in_values(c, F32, n);
+    for (long i = 0; i < n; i++) x->scale[i] = (float)(least + spread * fabs(draw(c)));
+}
+
+static inline double scale_at(struct tensor x, long row, long column)
+{
+    if (!x.scale) return 1;
+    return (double)x.scale[x.scale_columns > 1 ? row * x.scale_columns + column / SCALE_BLOCK : row];
+}
+
+// A weight [rows, columns]: el, or F8 with a scale per row or per block of columns.
+enum weight { PLAIN, F8_ROWS, F8_BLOCKS, WEIGHTS };
+static const char *const weight_names[WEIGHTS] = {"", " F8", " F8 in blocks"};
+
+static inline struct tensor in_weight(struct check *c, enum weight kind, long rows, long columns)
+{
+    struct tensor w = {.dtype = kind ? F8_E4M3 : c->k->el};
+    w.data = in_random(c, (int)w.dtype, c->exact, rows * columns, kind ? 50 : 1);
+    if (kind) in_scales(c, &w, rows, columns, kind == F8_BLOCKS, 0.01, 0.02);
     return w;
 }
 

@@ -79,7 +79,7 @@ static inline double dot(const double *a, const double *b, long n)
 
 static inline struct tensor f64_tensor(double *data)
 {
-    return (struct tensor){data, NULL, F64};
+    return (struct tensor){.data = data, .dtype = F64};
 }
 
 #endif

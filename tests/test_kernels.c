@@ -99,7 +99,7 @@ static void test_rows_alone(void **state)
     (void)state;
     enum { M = 130, N = 66 };
     static const long depths[] = {3, 65, 517, 1200}, counts[] = {1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 40, 64, 65, M};
-    for (int t = 0; t < 4; t++) { // f32, bf16, and FP8 weights with each
+    for (int t = 0; t < 2 * WEIGHTS; t++) { // f32, bf16, and FP8 weights with each
         enum dtype type = t % 2 ? BF16 : F32;
         if (t < 2 && from_dnnl(type, "matmul_nt")) {
             print_message("  %s products are oneDNN's: rows alone not compared\n", dtype_name(type));
@@ -110,7 +110,7 @@ static void test_rows_alone(void **state)
             struct products p = {.k = c.k, .N = N, .K = depths[d]};
             long size = dtype_size(type);
             p.x = in_el(&c, M * p.K);
-            p.w = in_weight(&c, t >= 2, N, p.K);
+            p.w = in_weight(&c, (enum weight)(t / 2), N, p.K);
             p.router = in_acc(&c, N * p.K);
             p.y = in_el(&c, M * N);
             p.acc = in_acc(&c, M * N);

@@ -70,12 +70,47 @@ static void test_grouped_products(void **state)
         q[i] = e4m3_from_float((float)w[i] / scale[i / K]);
         w[i] = (double)e4m3_to_float(q[i]) * (double)scale[i / K];
     }
-    k64.grouped_nt(y, x, (struct tensor){q, scale, F8_E4M3}, first, E, N, K);
+    k64.grouped_nt(y, x, (struct tensor){.data = q, .scale = scale, .dtype = F8_E4M3}, first, E, N, K);
     k64.grouped_nt(want, x, f64_tensor(w), first, E, N, K);
     expect_near("grouped_nt FP8", y, want, R * N, 1e-13);
     free(x);
     free(w);
     free(dy);
+}
+
+// A scale per row and block of 128 columns, the last block short: cast and products see the same values.
+static void test_blocks(void **state)
+{
+    (void)state;
+    enum { E = 2, N = 3, K = 300, R = 5, SCALES = E * N * 3 };
+    static const long first[E + 1] = {0, 2, R};
+    double *x = numbers(R * K, 1, 1), *w = numbers(E * N * K, 2, 1), *read = numbers(E * N * K, 3, 1);
+    double y[R * N], want[R * N];
+    uint8_t q[E * N * K], again[E * N * K];
+    float scale[SCALES];
+    for (long i = 0; i < SCALES; i++) scale[i] = 0.25f + (float)i * 0.125f; // codes times these are exact in f32
+    for (long row = 0; row < E * N; row++)
+        for (long k = 0; k < K; k++) {
+            float s = scale[row * 3 + (k < 128 ? 0 : k < 256 ? 1 : 2)];
+            q[row * K + k] = e4m3_from_float((float)w[row * K + k] / s);
+            w[row * K + k] = (double)e4m3_to_float(q[row * K + k]) * (double)s;
+        }
+    struct tensor f8 = {.data = q, .scale = scale, .dtype = F8_E4M3, .scale_columns = 3};
+    k64.cast(f64_tensor(read), f8, E * N, K);
+    expect_near("cast from blocks", read, w, E * N * K, 0);
+    f8.data = again;
+    k64.cast(f8, f64_tensor(w), E * N, K);
+    assert_memory_equal(again, q, sizeof q);
+    k64.grouped_nt(y, x, f8, first, E, N, K);
+    k64.grouped_nt(want, x, f64_tensor(w), first, E, N, K);
+    expect_near("grouped_nt in blocks", y, want, R * N, 1e-12);
+    double *row = numbers(K, 4, 1);
+    k64.embed(row, f8, (int[]){4}, 1, K);
+    expect_near("embed in blocks", row, w + 4 * K, K, 0);
+    free(row);
+    free(read);
+    free(w);
+    free(x);
 }
 
 // Each output is summed in an order fixed by K: one row alone has the bits it has among many.
@@ -87,7 +122,7 @@ static void test_rows_alone(void **state)
         struct kernels k;
         kernels_reference(&k, (enum dtype)type);
         char *x = malloc(M * K * 4), *w = malloc(N * K * 4), *y = malloc(M * N * 4), *one = malloc(N * 4);
-        struct tensor tx = {x, NULL, (enum dtype)type}, tw = {w, NULL, (enum dtype)type};
+        struct tensor tx = {.data = x, .dtype = (enum dtype)type}, tw = {.data = w, .dtype = (enum dtype)type};
         long size = dtype_size((enum dtype)type);
         k.init_normal(tx, 0, 1, M * K, 1, 1, 0);
         k.init_normal(tw, 0, 1, N * K, 1, 2, 0);
@@ -415,15 +450,15 @@ static void test_memory(void **state)
     (void)state;
     // x[i] is the value at counter offset + i, however the tensor is cut.
     float whole[1000], part[300];
-    k64.init_normal((struct tensor){whole, NULL, F32}, 2, 3, 1000, 9, 11, 50);
-    k64.init_normal((struct tensor){part, NULL, F32}, 2, 3, 300, 9, 11, 550);
+    k64.init_normal((struct tensor){.data = whole, .dtype = F32}, 2, 3, 1000, 9, 11, 50);
+    k64.init_normal((struct tensor){.data = part, .dtype = F32}, 2, 3, 300, 9, 11, 550);
     assert_memory_equal(part, whole + 500, sizeof part);
     for (long i = 0; i < 1000; i++) assert_true(whole[i] == (float)(2 + 3 * rng_normal(9, 11, (uint64_t)(50 + i))));
     // f64 to 16 bits is one rounding: through float this would round up twice.
     double near[] = {1 + 0x1p-8 + 0x1p-40, 1 + 0x1p-8 - 0x1p-40, 1e300, -1e300, 1 + 0x1.8p-7 - 0x1p-50};
     uint16_t b[5], h[5];
-    k64.cast((struct tensor){b, NULL, BF16}, f64_tensor(near), 1, 5);
-    k64.cast((struct tensor){h, NULL, F16}, f64_tensor(near), 1, 5);
+    k64.cast((struct tensor){.data = b, .dtype = BF16}, f64_tensor(near), 1, 5);
+    k64.cast((struct tensor){.data = h, .dtype = F16}, f64_tensor(near), 1, 5);
     assert_int_equal(b[0], 0x3f81);
     assert_int_equal(b[1], 0x3f80);
     assert_int_equal(b[2], 0x7f80);
@@ -434,8 +469,8 @@ static void test_memory(void **state)
     double x[4] = {896, -448, 3, 3000}, back[4];
     float scale[2] = {2, 1};
     uint8_t q[4];
-    k64.cast((struct tensor){q, scale, F8_E4M3}, f64_tensor(x), 2, 2);
-    k64.cast(f64_tensor(back), (struct tensor){q, scale, F8_E4M3}, 2, 2);
+    k64.cast((struct tensor){.data = q, .scale = scale, .dtype = F8_E4M3}, f64_tensor(x), 2, 2);
+    k64.cast(f64_tensor(back), (struct tensor){.data = q, .scale = scale, .dtype = F8_E4M3}, 2, 2);
     expect_near("cast through F8", back, (double[]){896, -448, 3, 448}, 4, 0);
 }
 
@@ -443,6 +478,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_grouped_products),
+        cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_rows_alone),        cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),              cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_backward), cmocka_unit_test(test_attention_paged),

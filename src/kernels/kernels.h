@@ -22,12 +22,16 @@
 typedef void el;
 typedef void acc;
 
-// A stored matrix [N, K] or vector: value = data * scale[n]. `scale` is one float per output row n (a per-tensor scale
-// repeats) and is NULL except for F8_E4M3.
+// A stored matrix [N, K] or vector. `scale` is NULL except for F8_E4M3, where value = data * scale: one float per
+// output row n (a per-tensor scale repeats), or, with scale_columns > 1, one per SCALE_BLOCK columns of each row:
+// scale[n * scale_columns + k / SCALE_BLOCK]. The rows of a block repeat it, for a part of a field need not begin where
+// a block does.
+enum { SCALE_BLOCK = 128 };
 struct tensor {
     void *data;
     float *scale;
     enum dtype dtype;
+    int scale_columns; // ceil(K / SCALE_BLOCK), or 0 and 1: a scale per row
 };
 
 enum { PAGE_TOKENS = 16 }; // tokens of one KV page

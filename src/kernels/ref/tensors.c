@@ -85,8 +85,8 @@ static void cast(struct tensor to, struct tensor from, long rows, long columns)
         for (long c = 0; c < columns; c += CHUNK) {
             long n = min_long(CHUNK, columns - c);
             tensor_read(block, from, r * columns + c, n);
-            for (long j = 0; j < n && from.scale; j++) block[j] *= from.scale[r];
-            for (long j = 0; j < n && to.scale; j++) block[j] /= to.scale[r];
+            for (long j = 0; j < n && from.scale; j++) block[j] *= tensor_scale(from, r, c + j);
+            for (long j = 0; j < n && to.scale; j++) block[j] /= tensor_scale(to, r, c + j);
             tensor_write(to, block, r * columns + c, n);
         }
     }

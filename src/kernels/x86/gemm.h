@@ -14,6 +14,8 @@ struct operand {
     enum dtype dtype; // F32, BF16, F8_E4M3
     long stride;
     bool transposed;
+    const float *scale; // F8_E4M3, transposed: of blocks, as in struct tensor, multiplied while widening; or NULL
+    long scale_columns;
 };
 
 struct gemm {
@@ -27,7 +29,8 @@ struct gemm {
 };
 
 // A product whose rows fall into E groups with an operand each: of a and c the rows first[e] .. first[e+1]-1 (K split
-// likewise where split_k), `b_step`, `scale_step`, `c_step` elements from one group's b, scale, c to the next.
+// likewise where split_k), `b_step`, `scale_step`, `c_step` elements from one group's b, scale (of rows or blocks), c
+// to the next.
 struct gemm_groups {
     long E;
     const long *first;
