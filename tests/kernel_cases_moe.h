@@ -64,6 +64,39 @@ static bool case_gate_backward(struct check *c, long shape)
     return true;
 }
 
+static bool case_z_loss(struct check *c, long shape)
+{
+    if (shape >= GATE_SHAPES) return false;
+    long T = gate_shapes[shape][0], E = gate_shapes[shape][1];
+    void *z = in_acc(c, T * E);
+    fill_logits(c, z, T, E);
+    void *lse = out(c, "lse", (int)c->k->acc, T, (struct bound){.relative = 16 * c->eps_acc,
+                                                                .absolute = 16 * c->eps_acc});
+    seal(c, "T %ld E %ld", T, E);
+    c->k->z_loss(lse, z, T, E);
+    return true;
+}
+
+static bool case_z_loss_backward(struct check *c, long shape)
+{
+    if (shape >= GATES) return false;
+    const long *s = gate_shapes[shape % GATE_SHAPES];
+    long T = s[0], E = s[1], K = s[2];
+    double lambda = gate_lambdas[shape / GATE_SHAPES];
+    int type = (int)c->k->acc;
+    void *z = in_acc(c, T * E), *g = in_values(c, type, T * E), *inv_std = in_values(c, type, T);
+    void *lse = in_values(c, type, T), *weight = in_values(c, type, T * K);
+    int *expert = in_values(c, INT, T * K);
+    fill_logits(c, z, T, E);
+    c->ref->z_loss(lse, z, T, E);
+    c->ref->gate(g, inv_std, expert, weight, z, NULL, lambda, T, E, K);
+    void *dz = in_out(c, "dz", type, F32, T * E, (struct bound){.relative = 64 * c->eps_acc,
+                                                                .absolute = 64 * c->eps_acc});
+    seal(c, "T %ld E %ld lambda %g", T, E, lambda);
+    c->k->z_loss_backward(dz, lse, z, inv_std, lambda, 0.25, T, E);
+    return true;
+}
+
 // Probabilities of T tokens over E experts.
 static void *in_probabilities(struct check *c, long T, long E)
 {
@@ -138,6 +171,28 @@ static bool case_route(struct check *c, long shape)
     long *R = out(c, "R", LONG, 1, same);
     seal(c, "T %ld E %ld K %ld capacity %ld %s", T, E, K, capacity, policy == DROP_PROBS ? "probs" : "position");
     *R = c->k->route(source, row, first, count, expert, g, capacity, policy, T, E, K);
+    return true;
+}
+
+static bool case_route_given(struct check *c, long shape)
+{
+    if (shape >= ROUTE_SHAPES * 2) return false;
+    const long *s = route_shapes[shape % ROUTE_SHAPES];
+    long T = s[0], E = s[1], K = s[2];
+    struct bound same = {0}, b = {.relative = 4 * c->eps_acc};
+    int *given = in_experts(c, T, E, K, s[3]), *expert = in_values(c, INT, T * K);
+    c->buffer[c->buffers - 1].name = "expert"; // chosen before, then an output
+    c->buffer[c->buffers - 1].bound = same;
+    for (long i = 0; i < T * K; i++) expert[i] = i / K % 3 ? given[i] : (given[i] + 1) % (int)E; // a third is changed
+    for (long i = 0; i < T * K && shape < ROUTE_SHAPES; i++)
+        if (draw_below(c, 4) == 0) given[i] = -1 - given[i];
+    void *g = in_probabilities(c, T, E);
+    void *weight = in_out(c, "weight", (int)c->k->acc, F32, T * K, b);
+    int *source = out(c, "source", INT, T * K, same), *row = out(c, "row", INT, T * K, same);
+    long *first = out(c, "first", LONG, E + 1, same), *count = out(c, "count", LONG, E, same);
+    long *R = out(c, "R", LONG, 1, same);
+    seal(c, "T %ld E %ld K %ld%s", T, E, K, shape < ROUTE_SHAPES ? " with drops" : "");
+    *R = c->k->route_given(source, row, first, count, expert, weight, given, g, T, E, K);
     return true;
 }
 

@@ -1,6 +1,7 @@
 // The C program against golden values that tools/golden.py computed independently in NumPy and float64: logits, loss,
 // every gradient, routing with drops, balance losses, two AdamW steps, coefficients, decode and FP8 of tiny models.
-// In F64 the two must agree to rounding; in F32 to what single precision leaves.
+// In F64 the two must agree to rounding; in F32 to what single precision leaves. One file, for all read the same golden
+// folders through the same few helpers.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -153,7 +154,9 @@ static struct moe_rule rule_of(const struct golden *g)
     if (!g->folder.config.E) return moe_rule_inference;
     if (!strcmp(word(g->json, "capacity_factor"), "1.1")) r.capacity = (struct decimal){11, 10};
     r.policy = !strcmp(word(g->json, "policy"), "position") ? DROP_POSITION : DROP_PROBS;
-    r.aux = !strcmp(word(g->json, "aux"), "switch") ? AUX_SWITCH : AUX_SKYWORK;
+    const char *aux = word(g->json, "aux");
+    r.aux = !strcmp(aux, "switch") ? AUX_SWITCH : !strcmp(aux, "skywork") ? AUX_SKYWORK : AUX_NONE;
+    r.z_coeff = number(g->json, "z_coeff");
     const char *scope = word(g->json, "scope");
     r.scope = !strcmp(scope, "sequence") ? SCOPE_SEQUENCE : !strcmp(scope, "global") ? SCOPE_GLOBAL : SCOPE_MICRO;
     return r;
@@ -271,6 +274,7 @@ static double compare_gradients(const struct golden *g, const struct model *m, d
     long seen = 0;
     for (long i = 0; i < m->params.n; i++) {
         const struct param *p = &m->params.item[i];
+        if (p->kind->counted) continue;
         long n;
         double *want = values_of(g, "grad.", p->name, &n);
         assert_int_equal(n, p->rows * p->columns);
@@ -299,6 +303,8 @@ static void compare_balance(const struct golden *g, const struct model *m, doubl
             assert_int_equal(b->count[e], (long)cJSON_GetArrayItem(counts, (int)e)->valuedouble);
         assert_int_equal(b->tokens, g->T);
         expect_near("aux_loss", b->aux, number(want, "aux_loss"), tolerance);
+        if (m->o.rule.z_coeff > 0) expect_near("z_loss", b->z, number(want, "z_loss"), tolerance);
+        else assert_true(b->z == 0);
         double T = (double)g->T;
         expect_near("router_entropy", b->statistics.entropy / T, number(want, "router_entropy"), tolerance);
         expect_near("max1_max2", b->statistics.max1_max2 / T, number(want, "max1_max2"), tolerance);
@@ -331,7 +337,7 @@ static void step_case(const char *name, enum dtype type, enum recompute recomput
     golden_close(&g);
 }
 
-static const char *const cases[] = {"llama", "mixtral", "skywork-probs", "skywork-position"};
+static const char *const cases[] = {"llama", "mixtral", "skywork-probs", "skywork-position", "skymoe-bias"};
 enum { CASES = sizeof cases / sizeof *cases };
 
 static void test_step_f64(void **state)
@@ -435,6 +441,37 @@ static void test_adaptive_coefficients(void **state)
         alpha = alpha_next(&r, alpha, cJSON_GetArrayItem(drops, i)->valuedouble);
         expect_near("alpha", alpha, cJSON_GetArrayItem(want, i)->valuedouble, 1e-12);
     }
+    golden_close(&g);
+}
+
+// Loss-free balancing: the biases after a step that begins with those of the folder, and what gates then read.
+static void test_bias(void **state)
+{
+    (void)state;
+    struct golden g;
+    struct model m;
+    golden_open(&g, "skymoe-bias");
+    open_model(&m, &g, F64, RECOMPUTE_NONE);
+    balance_from_model(&m);
+    const struct balance_rule r = {.bias_rate = number(g.json, "bias_rate")};
+    (void)run_step(&g, &m, NULL);
+    balance_end(&m, &r);
+    long moved = 0;
+    for (long l = 0; l < m.c.L; l++) {
+        const cJSON *layer = cJSON_GetArrayItem(cJSON_GetObjectItem(g.json, "layers"), (int)l);
+        const cJSON *want = cJSON_GetObjectItem(layer, "bias_after");
+        double *got = from_device(m.x.k, m.p.layer[l].gate_bias.data, F64, m.c.E);
+        assert_int_equal(cJSON_GetArraySize(want), m.c.E);
+        for (long e = 0; e < m.c.E; e++) {
+            double value = cJSON_GetArrayItem(want, (int)e)->valuedouble;
+            expect_near("bias", m.balance[l].bias[e], value, 1e-12);
+            assert_true(got[e] == m.balance[l].bias[e]);
+            moved += m.balance[l].count[e] * m.c.E != g.T * m.c.K;
+        }
+        test_free(got);
+    }
+    assert_true(moved > m.c.E);
+    model_free(&m);
     golden_close(&g);
 }
 
@@ -577,7 +614,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_step_recompute),     cmocka_unit_test(test_dropless_loss),
         cmocka_unit_test(test_two_adamw_steps),    cmocka_unit_test(test_adaptive_coefficients),
         cmocka_unit_test(test_decode),             cmocka_unit_test(test_fp8),
-        cmocka_unit_test(test_similarity),
+        cmocka_unit_test(test_similarity),         cmocka_unit_test(test_bias),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

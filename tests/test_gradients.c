@@ -16,7 +16,8 @@ static double objective(struct model *m, const struct batch *b, double scale, do
 {
     for (long l = 0; m->balance && l < m->c.L; l++) moe_balance_reset(&m->balance[l], m->c.E);
     double f = scale * model_forward_backward(m, b, scale, aux_weight);
-    for (long l = 0; m->balance && l < m->c.L; l++) f += m->balance[l].alpha * m->balance[l].aux;
+    for (long l = 0; m->balance && l < m->c.L; l++)
+        f += m->balance[l].alpha * m->balance[l].aux + m->o.rule.z_coeff * m->balance[l].z;
     return f;
 }
 
@@ -111,6 +112,10 @@ static void check_model(const struct setup *t)
         grad[i] = host_of(m.x.k, m.params.item[i].grad, F64, param_elements(&m.params.item[i]));
     for (long i = 0; i < m.params.n; i++) {
         struct measured error = {0};
+        if (m.params.item[i].kind->counted) { // chooses, weighs nothing
+            free(grad[i]);
+            continue;
+        }
         check_param(&d, &m.params.item[i], grad[i], &error);
         const struct param *p = &m.params.item[i];
         if (p->expert >= 0 && m.balance[p->layer].count[p->expert] == 0) { // no token: no gradient
@@ -235,6 +240,28 @@ static void test_moe_drops(void **state)
     check_model(&t);
 }
 
+static void test_moe_bias_and_z_loss(void **state)
+{
+    (void)state;
+    struct setup t = moe("moe, z-loss", AUX_SKYWORK, SCOPE_MICRO);
+    t.rule.z_coeff = 0.1;
+    check_model(&t);
+    t = moe("moe, z-loss alone, gate norm off", AUX_NONE, SCOPE_MICRO);
+    t.rule.z_coeff = 0.3;
+    t.c.gate_norm_std = 0;
+    check_model(&t);
+    t = moe("moe, z-loss, gate norm 2, drops, recompute full", AUX_SWITCH, SCOPE_SEQUENCE);
+    t.rule.z_coeff = 0.1;
+    t.rule.capacity = factor(8, 10);
+    t.recompute = RECOMPUTE_FULL;
+    t.c.gate_norm_std = 2;
+    check_model(&t);
+    t = moe("moe, chosen with a bias", AUX_NONE, SCOPE_MICRO);
+    t.rule.capacity = factor(8, 10);
+    t.c.gate_bias = true;
+    check_model(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -242,6 +269,7 @@ int main(void)
         cmocka_unit_test(test_moe_losses),
         cmocka_unit_test(test_moe_gates),
         cmocka_unit_test(test_moe_drops),
+        cmocka_unit_test(test_moe_bias_and_z_loss),
     };
     return cmocka_run_group_tests_name("gradients", tests, tests_start, NULL);
 }

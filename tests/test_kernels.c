@@ -15,8 +15,9 @@ static const struct {
     CASE(grouped_tn), CASE(router_nt), CASE(router_nn), CASE(router_tn),
     CASE(embed), CASE(embed_backward), CASE(add), CASE(rmsnorm), CASE(rmsnorm_backward), CASE(rmsnorm_backward_weight),
     CASE(rope_angles), CASE(rope), CASE(attention), CASE(attention_backward), CASE(kv_store), CASE(attention_paged),
-    CASE(gate), CASE(gate_backward), CASE(gate_sums), CASE(gate_statistics), CASE(route), CASE(permute), CASE(combine),
-    CASE(swiglu), CASE(swiglu_backward), CASE(expert_similarity), CASE(cross_entropy), CASE(kl_divergence),
+    CASE(gate), CASE(gate_backward), CASE(z_loss), CASE(z_loss_backward), CASE(gate_sums), CASE(gate_statistics),
+    CASE(route), CASE(route_given), CASE(permute), CASE(combine), CASE(swiglu), CASE(swiglu_backward),
+    CASE(expert_similarity), CASE(cross_entropy), CASE(kl_divergence),
     CASE(adamw), CASE(sum_squares), CASE(sum), CASE(amax),
 };
 enum { CASES = sizeof cases / sizeof cases[0] };

@@ -137,6 +137,58 @@ static void test_gate_backward(void **state)
     expect_near("flat gradient", dz, (double[]){0, 0, 0, 0}, 4, 0);
 }
 
+// What the z-loss adds to dz is the derivative of scale/2 sum lse(z)^2 of the raw logits, however gate changed them.
+static double z_loss_of(void *context)
+{
+    struct gating *a = context;
+    double lse[TOKENS];
+    k64.z_loss(lse, a->logits, TOKENS, EXPERTS);
+    return 0.5 * 0.7 * dot(lse, lse, TOKENS);
+}
+
+static void test_z_loss(void **state)
+{
+    (void)state;
+    double big[3] = {1000, 1000, -1000}, lse;
+    k64.z_loss(&lse, big, 1, 3);
+    expect_near("lse", &lse, (double[]){1000 + log(2)}, 1, 1e-12);
+    static const double lambdas[] = {1, 0, 0.5};
+    for (int i = 0; i < 3; i++) {
+        struct gating a = {.logits = numbers(TOKENS * EXPERTS, 1, 2), .lambda = lambdas[i]};
+        double dz[TOKENS * EXPERTS] = {0}, saved[TOKENS], twice[TOKENS * EXPERTS];
+        k64.z_loss(saved, a.logits, TOKENS, EXPERTS);
+        memcpy(a.z, a.logits, sizeof a.z);
+        k64.gate(a.g, a.inv_std, a.expert, a.weight, a.z, NULL, a.lambda, TOKENS, EXPERTS, CHOSEN);
+        k64.z_loss_backward(dz, saved, a.z, a.inv_std, a.lambda, 0.7, TOKENS, EXPERTS);
+        expect_gradient("z_loss", a.logits, dz, TOKENS * EXPERTS, z_loss_of, &a);
+        memcpy(twice, dz, sizeof twice);
+        k64.z_loss_backward(twice, saved, a.z, a.inv_std, a.lambda, 0.7, TOKENS, EXPERTS);
+        for (long j = 0; j < TOKENS * EXPERTS; j++) dz[j] *= 2;
+        expect_near("z_loss adds", twice, dz, TOKENS * EXPERTS, 1e-13);
+        free(a.logits);
+    }
+    double z[4] = {0}, inv_std = 0, dz[4] = {0}, flat = 2; // no variance: softmax is uniform
+    k64.z_loss_backward(dz, &flat, z, &inv_std, 1, 1, 1, 4);
+    expect_near("flat z_loss", dz, (double[]){.5, .5, .5, .5}, 4, 1e-15);
+}
+
+static void test_route_given(void **state)
+{
+    (void)state;
+    // Tokens 0 and 1 as gate chose them, token 2 otherwise; assignment (0, 1) and (2, 0) are dropped.
+    double g[3 * 3] = {.5, .3, .2, .2, .2, .6, .1, .3, .6}, weight[6] = {9, 8, 7, 6, 5, 4};
+    int expert[6] = {0, 1, 2, 0, 2, 1}, given[6] = {0, -2, 2, 0, -1, 1}, source[6], row[6];
+    long first[4], count[3];
+    long R = k64.route_given(source, row, first, count, expert, weight, given, g, 3, 3, 2);
+    assert_int_equal(R, 4);
+    assert_memory_equal(expert, ((int[]){0, 1, 2, 0, 0, 1}), sizeof expert);
+    assert_memory_equal(row, ((int[]){0, -1, 3, 1, -1, 2}), sizeof row);
+    assert_memory_equal(source, ((int[]){0, 3, 5, 2}), 4 * sizeof *source);
+    assert_memory_equal(first, ((long[]){0, 2, 3, 4}), sizeof first);
+    assert_memory_equal(count, ((long[]){3, 2, 1}), sizeof count);
+    expect_near("weight", weight, (double[]){9, 8, 7, 6, .25, .75}, 6, 1e-15);
+}
+
 static void test_gate_sums(void **state)
 {
     (void)state;
@@ -355,7 +407,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gate_golden),    cmocka_unit_test(test_gate_edges),
         cmocka_unit_test(test_gate_bounds),    cmocka_unit_test(test_gate_backward),
-        cmocka_unit_test(test_gate_sums),      cmocka_unit_test(test_route),
+        cmocka_unit_test(test_gate_sums),
+        cmocka_unit_test(test_z_loss),
+        cmocka_unit_test(test_route_given),      cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_capacity), cmocka_unit_test(test_swiglu),
         cmocka_unit_test(test_permute_combine), cmocka_unit_test(test_expert_similarity),
         cmocka_unit_test(test_levels),

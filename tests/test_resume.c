@@ -50,8 +50,8 @@ static void resume_equals(const char *scope, const char *aux, const char *model,
 #define SAME                                                                                                           \
     "--data", at("few"), "--model", model, "--micro-batch-size", "2", "--global-batch-size", "5", "--seq-length",      \
         "16", "--lr", "3e-3", "--lr-warmup-steps", "3", "--dtype", "bf16", "--lr-decay-steps", "7", "--recompute",     \
-        recompute, "--moe-aux-loss-scope", scope, "--moe-aux-loss", aux, "--moe-aux-loss-adaptive",                    \
-        "--moe-aux-loss-xi", "0.02"
+        recompute, "--moe-aux-loss-scope", scope, "--moe-aux-loss", aux, "--moe-aux-loss-xi", "0.02",                  \
+        "--moe-z-loss-coeff", "0.001", strcmp(aux, "bias") ? "--moe-aux-loss-adaptive" : "--moe-bias-rate=0.0123"
     OK_OR_FAIL(OPEN(&t, SAME, "--output", at("whole"), "--train-steps", "7", "--eval-interval", "0"));
     double epochs = 7 * 5 * 16 / (double)t.data.source[0].data.tokens;
     OK_OR_FAIL(trainer_run(&t));
@@ -87,6 +87,7 @@ static void test_resume(void **state)
     resume_equals("micro", "skywork", at("moe.json"), "none");
     resume_equals("global", "switch", at("moe.json"), "moe");
     resume_equals("sequence", "skywork", at("moe.json"), "full");
+    resume_equals("micro", "bias", at("moe.json"), "none");
     resume_equals("micro", "skywork", at("dense.json"), "none");
 }
 

@@ -53,6 +53,9 @@ def bell(name, seed, shape, scale):
     return np.array(values, np.float64).reshape(shape) * scale / 4096
 
 
+BIAS = "block_sparse_moe.gate.e_score_correction_bias"
+
+
 def parameter_shapes(c):
     """Names and shapes in the order of the model: embedding, layers, final norm, head."""
     shapes = {"model.embed_tokens.weight": (V, D)}
@@ -66,6 +69,8 @@ def parameter_shapes(c):
         shapes[p + "post_attention_layernorm.weight"] = (D,)
         if c["E"]:
             shapes[p + "block_sparse_moe.gate.weight"] = (c["E"], D)
+            if c["bias_rate"]:
+                shapes[p + BIAS] = (c["E"],)
             for e in range(c["E"]):
                 q = p + f"block_sparse_moe.experts.{e}."
                 shapes[q + "w1.weight"], shapes[q + "w3.weight"], shapes[q + "w2.weight"] = (F, D), (F, D), (D, F)
@@ -82,7 +87,9 @@ def parameter_shapes(c):
 def make_weights(c):
     w = {}
     for name, shape in parameter_shapes(c).items():
-        if len(shape) == 1:
+        if name.endswith(BIAS):
+            w[name] = bell(name, c["seed"], shape, 0.25)
+        elif len(shape) == 1:
             w[name] = 1 + bell(name, c["seed"], shape, 0.25)
         elif "embed" in name:
             w[name] = bell(name, c["seed"], shape, 1.0)
@@ -152,12 +159,12 @@ def capacity_of(factor, k, tokens, experts):
     return math.ceil(Fraction(factor) * k * tokens / experts) if Fraction(factor) else None
 
 
-def route(c, zt, g, capacity):
+def route(c, score, g, capacity):
     """The K experts of each token in order of preference, and which assignments an expert with no room left drops."""
     t_n, experts = g.shape
     chosen = np.zeros((t_n, c["K"]), int)
     for t in range(t_n):
-        chosen[t] = sorted(range(experts), key=lambda e: (-zt[t, e], e))[:c["K"]]
+        chosen[t] = sorted(range(experts), key=lambda e: (-score[t, e], e))[:c["K"]]
     dropped = np.zeros(chosen.shape, bool)
     if capacity is not None:
         for e in range(experts):
@@ -189,7 +196,8 @@ def moe_forward(c, w, l, n, batch_shape, capacity, frozen):
     else:
         zt = z
     g = softmax(zt)
-    chosen, dropped = frozen if frozen else route(c, zt, g, capacity)
+    score = zt + w[prefix + "gate.e_score_correction_bias"] if c["bias_rate"] else zt
+    chosen, dropped = frozen if frozen else route(c, score, g, capacity)
     rows = np.arange(len(n))[:, None]
     kept_sum = g[rows, chosen].sum(-1, keepdims=True)
     weight = g[rows, chosen] / kept_sum
@@ -204,13 +212,19 @@ def moe_forward(c, w, l, n, batch_shape, capacity, frozen):
             out = w[q + "w2.weight"] @ (a / (1 + np.exp(-a)) * b)
             s["a"][t, k], s["b"][t, k], s["expert_out"][t, k] = a, b, out
             y[t] += weight[t, k] * out
-    s.update(zt=zt, g=g, chosen=chosen, dropped=dropped, weight=weight, kept_sum=kept_sum)
+    # router z-loss: of the raw logits
+    top = z.max(-1, keepdims=True)
+    lse = top + np.log(np.exp(z - top).sum(-1, keepdims=True))
+    s["z"], s["dz"] = float((lse ** 2).mean()), 2 * lse * softmax(z) / len(z)
+    s.update(zt=zt, score=score, g=g, chosen=chosen, dropped=dropped, weight=weight, kept_sum=kept_sum)
     # balance loss: groups of tokens over which P (and f) are averaged
     group = batch_shape[1] if c["scope"] == "sequence" else len(n)
     s["aux"], s["aux_dg"] = 0.0, np.zeros_like(g)
     for first in range(0, len(n), group):
         part = slice(first, first + group)
         p, share = g[part].mean(0), group / len(n)
+        if c["aux"] == "none":
+            continue
         if c["aux"] == "skywork":
             # The gradient is that of (1/E - P)^2 at P, or at the P of the step before (scope global): then the loss
             # is the tangent there, whose value moves with the current P.
@@ -224,7 +238,7 @@ def moe_forward(c, w, l, n, batch_shape, capacity, frozen):
     return y, s
 
 
-def moe_backward(c, w, dw, prefix, s, dy, aux_scale):
+def moe_backward(c, w, dw, prefix, s, dy, aux_scale, z_scale):
     n, g, weight = s["n"], s["g"], s["weight"]
     dn, dweight = np.zeros_like(n), np.zeros_like(weight)
     for (t, k), out in s["expert_out"].items():
@@ -249,6 +263,7 @@ def moe_backward(c, w, dw, prefix, s, dy, aux_scale):
         u = s["zt"] / lam  # (z - mean)/std, sum u^2 = E - 1
         along = (dz * u).sum(-1, keepdims=True) / (c["E"] - 1)
         dz = s["inv"] * (dz - dz.mean(-1, keepdims=True) - u * along)
+    dz = dz + z_scale * s["dz"]
     dw[prefix + "gate.weight"] += dz.T @ n
     return dn + dz @ w[prefix + "gate.weight"]
 
@@ -344,7 +359,8 @@ def backward(c, w, dw, batch, saved, dlogits, aux_weight):
     for l in reversed(range(L)):
         p, s = f"model.layers.{l}.", saved[l]
         if c["E"]:
-            dn = moe_backward(c, w, dw, p + "block_sparse_moe.", s["ffn"], dx, c["alpha"][l] * aux_weight)
+            dn = moe_backward(c, w, dw, p + "block_sparse_moe.", s["ffn"], dx, c["alpha"][l] * aux_weight,
+                              c["z_coeff"] * aux_weight)
         else:
             dn = mlp_backward(w, dw, p + "mlp.", s["ffn"], dx)
         d_in, d = norm_back(dn, s["mid"], w[p + "post_attention_layernorm.weight"], s["r2"])
@@ -364,7 +380,8 @@ def micro_batches(c, batch):
 
 
 def objective(c, w, batch, frozen):
-    """Cross entropy over all unmasked tokens of the step + alpha L_aux weighted by the micro-batches' tokens."""
+    """Cross entropy over all unmasked tokens of the step + alpha L_aux + z_coeff L_z, these two weighted by the
+    micro-batches' tokens."""
     total, n = 0.0, (batch["target"] >= 0).sum()
     for m, part in enumerate(micro_batches(c, batch)):
         logits, saved = forward(c, w, part, c["capacity"], frozen[m])
@@ -372,6 +389,7 @@ def objective(c, w, batch, frozen):
         if c["E"]:
             share = part["token"].size / batch["token"].size
             total += sum(c["alpha"][l] * share * saved[l]["ffn"]["aux"] for l in range(L))
+            total += sum(c["z_coeff"] * share * saved[l]["ffn"]["z"] for l in range(L))
     return total
 
 
@@ -441,15 +459,18 @@ def fp8_values(c, w):
 # ---- a case ----
 
 BASE = dict(H=3, E=0, K=0, tied=False, eps=1e-6, theta=10000.0, gate_norm_std=0.0, document_mask=False,
-            documents=[[], []], capacity="0", policy="probs", aux="none", scope="micro", alpha=[0, 0], micro_batch=2)
+            documents=[[], []], capacity="0", policy="probs", aux="none", scope="micro", alpha=[0, 0], micro_batch=2,
+            z_coeff=0.0, bias_rate=0.0)
 CASES = {
     "llama": dict(arch="LlamaForCausalLM", G=1, tied=True, seed=1, document_mask=True, documents=[[5], [1, 9]]),
     "mixtral": dict(arch="MixtralForCausalLM", H=4, G=2, E=4, K=2, theta=1e6, eps=1e-5, aux="switch", scope="sequence",
-                    alpha=[0.25, 0.5], seed=2),
+                    alpha=[0.25, 0.5], z_coeff=0.01, seed=2),
     "skywork-probs": dict(arch="SkyworkForCausalLM", G=3, E=8, K=2, gate_norm_std=1.0, capacity="1.1", aux="skywork",
                           alpha=[2.0, 3.0], micro_batch=1, document_mask=True, documents=[[7], [4, 11]], seed=10),
     "skywork-position": dict(arch="SkyworkForCausalLM", G=1, E=6, K=2, gate_norm_std=1.0, capacity="1.1",
                              policy="position", aux="skywork", scope="global", alpha=[3.0, 2.0], seed=10),
+    "skymoe-bias": dict(arch="SkymoeForCausalLM", G=3, E=7, K=3, gate_norm_std=0.5, capacity="1.1", micro_batch=1,
+                        bias_rate=0.001, z_coeff=0.02, seed=4),
 }
 # Drop rates of five steps, and what they are drawn from: above the cap, at it, below, and none.
 ADAPTIVE = dict(drop_rates=[0.20, 0.10, 0.02, 0.0, 0.004], xi=0.2, beta=0.99, alpha_max=0.01)
@@ -466,6 +487,9 @@ def config_json(c):
     elif c["arch"] == "MixtralForCausalLM":
         j |= {"model_type": "mixtral", "head_dim": C, "num_local_experts": c["E"], "num_experts_per_tok": c["K"],
               "output_router_logits": False, "router_aux_loss_coef": 0.001, "sliding_window": None}
+    elif c["arch"] == "SkymoeForCausalLM":
+        j |= {"model_type": "skymoe", "head_dim": C, "num_experts_per_tok": c["K"], "skymoe_num_experts": c["E"],
+              "skymoe_gate_norm_std": c["gate_norm_std"], "skymoe_gate_bias": True, "sliding_window": None}
     else:
         j |= {"model_type": "skywork", "pad_token_id": 0, "rotary_percent": 1.0, "sliding_window": None,
               "num_experts": [c["E"]], "moe_expert_interval": 1, "moe_use_logits_norm": True,
@@ -477,9 +501,11 @@ def config_json(c):
 def check_margins(c, layer):
     """Routing must not hang on a rounding: the last chosen and the first refused expert differ clearly, and so do the
     last kept and the first dropped assignment."""
-    zt, g = layer["zt"], layer["g"]
-    order = -np.sort(-zt, -1)
+    g, order = layer["g"], -np.sort(-layer["score"], -1)
     gap = (order[:, :c["K"]] - order[:, 1:c["K"] + 1]).min()
+    if c["bias_rate"]:
+        unbiased = np.sort(np.argsort(-layer["zt"], -1)[:, :c["K"]], -1)
+        assert (unbiased != np.sort(layer["chosen"], -1)).any(), f"{c['name']}: the bias chooses nobody: other seed"
     assert gap > 2e-4, f"{c['name']}: logits too close ({gap:.1e}): choose another seed"
     if layer["dropped"].any() and c["policy"] == "probs":
         for e in range(c["E"]):
@@ -519,13 +545,14 @@ def compute(c):
     tensors["decode_logits"] = forward(c, w, plain, "0")[0]
     dropless = sum(cross_entropy(forward(c, w, p, "0")[0], p["target"].ravel())[0] for p in parts)
     for k, v in dw.items():
-        tensors["grad." + k] = v
+        if not k.endswith(BIAS):  # follows counts, has no gradient
+            tensors["grad." + k] = v
     for k, v in train(c, w, batch).items():
         if c["arch"] == "LlamaForCausalLM" or any(part in k for part in ("gate.weight", "norm", "experts.0.w2")):
             tensors["after." + k] = v
     norm2 = math.sqrt(sum(float((v * v).sum()) for v in dw.values()))
     j = {"case": c["name"], "batch": B, "sequence": S, "micro_batch": c["micro_batch"], "targets": n, "loss": ce / n,
-         "dropless_loss": dropless / n, "grad_norm": norm2, "adamw": ADAMW}
+         "dropless_loss": dropless / n, "grad_norm": norm2, "z_coeff": c["z_coeff"], "adamw": ADAMW}
     if c["E"]:
         j |= {"capacity_factor": c["capacity"], "policy": c["policy"], "aux": c["aux"], "scope": c["scope"],
               "capacity": capacity_of(c["capacity"], c["K"], parts[0]["token"].size, c["E"]), "layers": []}
@@ -543,11 +570,19 @@ def compute(c):
             j["layers"].append({
                 "alpha": c["alpha"][l], "previous_p": previous_p(c, l).tolist(),
                 "aux_loss": float(sum(s["aux"] * len(s["g"]) / t_n for s in layers[l])),
+                "z_loss": float(sum(s["z"] * len(s["g"]) / t_n for s in layers[l])),
                 "tokens_per_expert": np.bincount(chosen.ravel(), minlength=c["E"]).tolist(),
                 "dropped": int(dropped.sum()), "drop_rate": float(dropped.sum()) / (c["K"] * t_n),
                 "router_entropy": float(-(g * np.log(g)).sum(-1).mean()),
                 "max1_max2": float((order[:, 0] / order[:, 1]).mean()),
                 "max2_max3": float((order[:, 1] / order[:, 2]).mean()), "similarity": similarity(c, w, l)})
+            if c["bias_rate"]:
+                load = j["layers"][-1]["tokens_per_expert"]
+                before = w[f"model.layers.{l}.{BIAS}"]
+                j["layers"][-1]["bias_after"] = [float(b + c["bias_rate"] * np.sign(np.mean(load) - n))
+                                                 for b, n in zip(before, load)]
+        if c["bias_rate"]:
+            j["bias_rate"] = c["bias_rate"]
         if c["aux"] == "skywork":
             tensors |= fp8_values(c, w)
             a, sequence = ADAPTIVE, [ADAPTIVE["alpha_max"]]
@@ -645,6 +680,8 @@ def check_case(c):
     w, tensors, j, batch, dw, frozen = compute(c)
     worst = 0.0
     for name in w:
+        if name.endswith(BIAS):
+            continue
         direction = bell("direction of " + name, c["seed"], w[name].shape, 1.0)
         step = 1e-5
 

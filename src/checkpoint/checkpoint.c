@@ -50,7 +50,7 @@ static void *kind_data(const struct param *p, int kind)
 
 static bool has_kind(const struct model *m, const struct param *p, int kind)
 {
-    return kind > 0 || has_master(m, p);
+    return !p->kind->counted && (kind > 0 || has_master(m, p));
 }
 
 static void kind_tensor(struct tensor_plan *t, const struct model *m, const struct param *p, int kind)
@@ -139,6 +139,7 @@ static enum status write_state(const struct folder_writer *folder, const struct 
         put_numbers(&o, "global_p", s->global_p, c->L * c->E);
         put_numbers(&o, "global_f", s->global_f, c->L * c->E);
     }
+    if (s->bias && c->gate_bias) put_numbers(&o, "bias", s->bias, c->L * c->E);
     json_end(&o, '}');
     enum status status = json_out_status(&o);
     if (status == OK) status = file_write(path, o.text, o.used);
@@ -299,6 +300,7 @@ static enum status read_state(struct training_state *s, const struct config *c, 
     s->has_global = c->E && s->global_p && s->global_f && json_field(json, "global_p");
     if (s->has_global) TRY(read_numbers(s->global_p, c->L * c->E, json, "global_p", file));
     if (s->has_global) TRY(read_numbers(s->global_f, c->L * c->E, json, "global_f", file));
+    if (c->gate_bias && s->bias) TRY(read_numbers(s->bias, c->L * c->E, json, "bias", file));
     return OK;
 }
 

@@ -20,6 +20,7 @@ struct training_state {
     double *alpha;         // [L] coefficients for the next step; NULL when dense
     double *global_p, *global_f; // [L, E] statistics of the last step (scope global); NULL when not kept
     bool has_global;
+    double *bias;          // [L, E] of the gates (--moe-aux-loss bias), to the last bit; NULL when not kept
 };
 
 MUST_USE enum status checkpoint_save(const char *run, const struct model *m, const struct training_state *s,

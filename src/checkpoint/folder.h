@@ -32,6 +32,10 @@ float model_folder_scale(const struct model_folder *f, long i); // of FP8 values
 void values_from_float(void *to, enum dtype dtype, const float *from, long n);
 void floats_from_values(float *to, const void *from, enum dtype dtype, long n);
 
+// Whether f->params.item[i] is parameter p of a model. Both lists have the same order; only a gate bias, which starts
+// at 0, may be missing in a folder that a model starts from.
+bool model_folder_has(const struct model_folder *f, long i, const struct param *p);
+
 // Fills m's parameters (converting dtypes). m was initialised from f->config. FP8 tensors go in as they are when
 // m->o.weights is QUANT_FP8. Does not set masters.
 MUST_USE enum status model_folder_load(struct model *m, const struct model_folder *f);
@@ -62,7 +66,7 @@ MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *fro
 MUST_USE enum status folder_writer_commit(struct folder_writer *w); // frees w either way
 void folder_writer_abort(struct folder_writer *w);
 
-// Sets plan from the parameter table: every tensor in `dtype`.
+// Sets plan from the parameter table: every tensor in `dtype`; what is counted comes first, in F32.
 MUST_USE enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct config *c, enum dtype dtype);
 
 // The data of every tensor of m, in the order of tensor_plan_of and in m->c.dtype.

@@ -9,11 +9,11 @@ enum { CHUNK = 1 << 18 }; // elements converted at a time
 
 // ---- reading ----
 
-static enum status load_tensor(struct model *m, const struct model_folder *f, long i, float *values, void *converted)
+static enum status load_tensor(struct model *m, struct tensor to, const struct model_folder *f, long i, float *values,
+                               void *converted)
 {
     const struct kernels *k = m->x.k;
     const struct stored_tensor *t = f->stored[i];
-    struct tensor to = m->params.item[i].value;
     if (to.dtype == F8_E4M3) {
         if (t->type != F8_E4M3)
             return fail(ERR_FORMAT, "%s: tensor %s is %s in an FP8 model, which is not implemented", f->path, t->name,
@@ -35,13 +35,22 @@ static enum status load_tensor(struct model *m, const struct model_folder *f, lo
     return OK;
 }
 
+bool model_folder_has(const struct model_folder *f, long i, const struct param *p)
+{
+    bool has = i < f->params.n && !strcmp(f->params.item[i].name, p->name);
+    CHECK(has || p->kind->counted);
+    return has;
+}
+
 enum status model_folder_load(struct model *m, const struct model_folder *f)
 {
-    CHECK(m->params.n == f->params.n);
+    long i = 0;
     float *values = malloc(CHUNK * sizeof *values);
     double *converted = malloc(CHUNK * sizeof *converted);
     enum status status = values && converted ? OK : fail(ERR_MEMORY, "%s: no memory to read it", f->path);
-    for (long i = 0; i < f->params.n && status == OK; i++) status = load_tensor(m, f, i, values, converted);
+    for (const struct param *p = m->params.item; p < m->params.item + m->params.n && status == OK; p++)
+        if (model_folder_has(f, i, p)) status = load_tensor(m, p->value, f, i++, values, converted);
+    CHECK(status != OK || i == f->params.n);
     free(converted);
     free(values);
     return status;
@@ -54,15 +63,19 @@ enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct conf
     struct param_list list;
     TRY(param_list_of(&list, c));
     struct tensor_plan *made = calloc((size_t)list.n, sizeof *made);
-    for (long i = 0; made && i < list.n; i++) {
-        const struct param *p = &list.item[i];
-        memcpy(made[i].name, p->name, sizeof p->name);
-        made[i].dtype = dtype;
-        made[i].rank = p->kind->columns == DIM_NONE ? 1 : 2;
-        made[i].shape[0] = p->rows;
-        made[i].shape[1] = p->columns;
-    }
-    *n = list.n;
+    *n = 0;
+    for (int counted = 1; made && counted >= 0; counted--)
+        for (long i = 0; i < list.n; i++) {
+            const struct param *p = &list.item[i];
+            if (p->kind->counted != counted) continue;
+            struct tensor_plan *t = &made[(*n)++];
+            memcpy(t->name, p->name, sizeof p->name);
+            t->dtype = counted ? F32 : dtype;
+            t->rank = p->kind->columns == DIM_NONE ? 1 : 2;
+            t->shape[0] = p->rows;
+            t->shape[1] = p->columns;
+        }
+    if (!made) *n = list.n;
     param_list_free(&list);
     if (!made) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", *n);
     *plan = made;
@@ -89,7 +102,7 @@ void floats_from_values(float *to, const void *from, enum dtype dtype, long n)
 static enum status write_tensor(struct folder_writer *w, const struct model *m, const struct param *p, void *host,
                                 float *values)
 {
-    enum dtype from = p->value.dtype, to = m->c.dtype;
+    enum dtype from = p->value.dtype, to = p->kind->counted ? F32 : m->c.dtype;
     long elements = p->rows * p->columns;
     CHECK(from != F8_E4M3);
     for (long at = 0; at < elements; at += CHUNK) {
@@ -109,8 +122,10 @@ enum status folder_writer_model(struct folder_writer *w, const struct model *m)
     void *host = malloc(CHUNK * sizeof(double));
     float *values = malloc(CHUNK * sizeof *values);
     enum status status = host && values ? OK : fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
-    for (long i = 0; i < m->params.n && status == OK; i++)
-        status = write_tensor(w, m, &m->params.item[i], host, values);
+    for (int counted = 1; counted >= 0; counted--)
+        for (long i = 0; i < m->params.n && status == OK; i++)
+            if (m->params.item[i].kind->counted == counted)
+                status = write_tensor(w, m, &m->params.item[i], host, values);
     free(host);
     free(values);
     return status;

@@ -13,8 +13,8 @@ const struct kernel_row kernel_rows[] = {
     ROW(grouped_tn), ROW(router_nt), ROW(router_nn), ROW(router_tn),
     ROW(embed), ROW(embed_backward), ROW(add), ROW(rmsnorm), ROW(rmsnorm_backward), ROW(rmsnorm_backward_weight),
     ROW(rope_angles), ROW(rope), ROW(attention), ROW(attention_backward), ROW(kv_store), ROW(attention_paged),
-    ROW(gate), ROW(gate_backward), ROW(gate_sums), ROW(gate_statistics), ROW(route), ROW(permute), ROW(combine),
-    ROW(swiglu), ROW(swiglu_backward), ROW(expert_similarity),
+    ROW(gate), ROW(gate_backward), ROW(z_loss), ROW(z_loss_backward), ROW(gate_sums), ROW(gate_statistics), ROW(route),
+    ROW(route_given), ROW(permute), ROW(combine), ROW(swiglu), ROW(swiglu_backward), ROW(expert_similarity),
     ROW(cross_entropy), ROW(kl_divergence), ROW(adamw), ROW(sum_squares), ROW(sum), ROW(amax),
 };
 #undef ROW

@@ -134,6 +134,12 @@ struct kernels {
     // (the balance loss; NULL: none).
     void (*gate_backward)(acc *dz, const acc *dweight, const acc *dg, const acc *g, const acc *inv_std, const acc *z,
                           const int *expert, const acc *weight, double lambda, long group, long T, long E, long K);
+    // Router z-loss [Zoph et al., ST-MoE, 2022, eq 5]: lse[t] = log sum_e exp z[t,e] of raw logits; the loss is mean
+    // lse^2. Its backward adds scale lse[t] softmax(z[t]) to dz; z there is what gate made of the logits, with its
+    // inv_std and lambda.
+    void (*z_loss)(acc *lse, const acc *z, long T, long E);
+    void (*z_loss_backward)(acc *dz, const acc *lse, const acc *z, const acc *inv_std, double lambda, double scale,
+                            long T, long E);                  // +=
     // sum[s, e] = sum of g over the tokens of group s (T/group groups, the last may be short); deterministic.
     void (*gate_sums)(acc *sum, const acc *g, long group, long T, long E);
     void (*gate_statistics)(struct gate_statistics *sum, const acc *g, long T, long E);
@@ -143,6 +149,10 @@ struct kernels {
     // count and first are host memory. Returns R.
     long (*route)(int *source, int *row, long *first, long *count, const int *expert, const acc *g, long capacity,
                   enum drop_policy policy, long T, long E, long K);
+    // The same for decisions made elsewhere: given[t*K + k] is an expert, or -1 - expert where it is dropped. Tokens
+    // for which gate chose other experts get these and their weights; the others keep every bit of theirs.
+    long (*route_given)(int *source, int *row, long *first, long *count, int *expert, acc *weight, const int *given,
+                        const acc *g, long T, long E, long K);
     void (*permute)(el *rows, const el *x, const int *source, long R, long K, long D);   // rows[r] = x[source[r] / K]
     // y[t] = residual[t] + extra[t] + sum_k rows[row[t,k]] in acc, one rounding. residual, extra NULL: 0; y may be
     // residual. Backward of permute; its own backward for `rows` is permute.

@@ -64,6 +64,7 @@ static const struct key {
     {"moe_feature_no_mul_topk", KEY_READ, SKYWORK},
     {"skymoe_num_experts", KEY_READ, SKYMOE},
     {"skymoe_gate_norm_std", KEY_READ, SKYMOE},
+    {"skymoe_gate_bias", KEY_READ, SKYMOE},
     {"rotary_percent", KEY_ONE, ALL},
     {"partial_rotary_factor", KEY_ONE, ALL},
     {"pretraining_tp", KEY_ONE, ALL},
@@ -344,6 +345,7 @@ static enum status read_experts(struct config *c, const cJSON *json, const char 
         TRY(need_long(&c->E, json, "skymoe_num_experts", 2, 4096, name));
         TRY(need_long(&c->K, json, "num_experts_per_tok", 1, 64, name));
         TRY(json_real(&c->gate_norm_std, json, "skymoe_gate_norm_std", 0, 0, 1e6, name));
+        TRY(json_bool(&c->gate_bias, json, "skymoe_gate_bias", false, name));
         break;
     }
     if (c->K > c->E)

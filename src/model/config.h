@@ -28,6 +28,7 @@ struct config {
     double norm_eps;      // rms_norm_eps
     double rope_theta;
     double gate_norm_std; // lambda of gating logit normalisation; 0: off
+    bool gate_bias;       // experts are chosen by z~ + a bias of each expert (loss-free balancing)
     bool tied;            // tie_word_embeddings: the head is the embedding
     enum dtype dtype;     // torch_dtype: F32, BF16 or F16
     enum quant quant;

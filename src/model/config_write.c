@@ -19,6 +19,9 @@ static enum status check_sayable(const struct config *c)
     if (c->arch == ARCH_MIXTRAL && c->gate_norm_std != 0)
         return fail(ERR_CONFIG, "--moe-gate-norm-std: MixtralForCausalLM cannot say %g (give 0, or --arch skywork)",
                     c->gate_norm_std);
+    if (c->arch == ARCH_MIXTRAL && c->gate_bias)
+        return fail(ERR_CONFIG, "--moe-aux-loss bias: MixtralForCausalLM cannot say the bias that chooses its experts "
+                    "(upcycle with --arch skywork)");
     if (c->arch == ARCH_LLAMA && c->window != 0)
         return fail(ERR_CONFIG, "--arch: LlamaForCausalLM cannot say sliding_window %ld", c->window);
     if (c->arch == ARCH_SKYWORK && c->C * c->H != c->D)
@@ -80,6 +83,7 @@ static void put_experts(FILE *o, const struct config *c, enum arch arch)
         put_long(o, "num_experts_per_tok", c->K);
         put_long(o, "skymoe_num_experts", c->E);
         put_real(o, "skymoe_gate_norm_std", c->gate_norm_std);
+        if (c->gate_bias) put_bool(o, "skymoe_gate_bias", true);
     } else if (c->E > 0) {
         fprintf(o, ",\n  \"num_experts\": [%ld]", c->E);
         put_long(o, "moe_expert_interval", 1);
@@ -138,8 +142,8 @@ static void put_config(FILE *o, const struct config *c, enum arch arch)
 enum status config_write(char **text, const struct config *c)
 {
     TRY(check_sayable(c));
-    // Skywork's code always routes to 2.
-    enum arch arch = c->arch == ARCH_SKYWORK && c->E > 0 && c->K != 2 ? ARCH_SKYMOE : c->arch;
+    // Skywork's code always routes to 2, by the gate alone.
+    enum arch arch = c->arch == ARCH_SKYWORK && c->E > 0 && (c->K != 2 || c->gate_bias) ? ARCH_SKYMOE : c->arch;
     size_t bytes;
     FILE *o = open_memstream(text, &bytes);
     if (!o) return fail(ERR_MEMORY, "memory: refused while writing config.json (free some memory)");
@@ -156,7 +160,7 @@ enum status config_write(char **text, const struct config *c)
 static long params_without_experts(const struct config *c)
 {
     long attention = (c->H + 2 * c->G) * c->C * c->D + c->D * c->H * c->C;
-    long layer = attention + 2 * c->D + c->E * c->D;
+    long layer = attention + 2 * c->D + c->E * c->D + (c->gate_bias ? c->E : 0);
     return c->L * layer + c->D + c->V * c->D * (c->tied ? 1 : 2);
 }
 

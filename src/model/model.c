@@ -173,8 +173,8 @@ void model_init_weights(struct model *m, long seed, double init_std, double rout
     for (const struct param *q = m->params.item; q < m->params.item + m->params.n; q++) {
         struct tensor drawn = q->master ? master_of(m, q) : q->value;
         long n = q->rows * q->columns;
-        if (q->kind->init == INIT_ONE)
-            k->fill(drawn, 1, n);
+        if (q->kind->init == INIT_ONE || q->kind->init == INIT_ZERO)
+            k->fill(drawn, q->kind->init == INIT_ONE, n);
         else
             k->init_normal(drawn, 0, std[q->kind->init], n, seed, rng_stream(q->name), 0);
         if (q->master) k->cast(q->value, drawn, q->rows, q->columns);

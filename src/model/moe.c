@@ -11,6 +11,7 @@ void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *dro
     s->g = arena_take(kept, T * E, acc_size);
     s->inv_std = arena_take(kept, T, acc_size);
     s->aux_dg = arena_take(kept, groups * E, acc_size);
+    s->lse = arena_take(kept, T, acc_size);
     s->expert = arena_take(kept, T * K, sizeof *s->expert);
     s->weight = arena_take(kept, T * K, acc_size);
     s->row = arena_take(kept, T * K, sizeof *s->row);
@@ -52,11 +53,14 @@ void moe_forward(const struct context *x, const struct layer_params *p, const st
     const struct config *c = x->c;
     long T = B * S, D = c->D, E = c->E, K = c->K, capacity = moe_capacity(rule->capacity, K, T, E);
 
-    // Route: n = norm(x); z = Wg n; z~, g = softmax(z~), E_t = top-K of z~; what an expert can take; L_aux.
+    // Route: n = norm(x); z = Wg n; z~, g = softmax(z~), E_t = top-K of z~; what an expert can take; L_aux, L_z.
     k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, c->norm_eps, T, D);
     k->router_nt(s->z, s->xn, p->router.data, T, E, D);
-    k->gate(s->g, s->inv_std, s->expert, s->weight, s->z, NULL, c->gate_norm_std, T, E, K);
-    s->R = k->route(s->source, s->row, s->first, s->count, s->expert, s->g, capacity, rule->policy, T, E, K);
+    if (rule->z_coeff) k->z_loss(s->lse, s->z, T, E);
+    k->gate(s->g, s->inv_std, s->expert, s->weight, s->z, p->gate_bias.data, c->gate_norm_std, T, E, K);
+    const int *given = balance ? balance->given : NULL;
+    if (given) s->R = k->route_given(s->source, s->row, s->first, s->count, s->expert, s->weight, given, s->g, T, E, K);
+    else s->R = k->route(s->source, s->row, s->first, s->count, s->expert, s->g, capacity, rule->policy, T, E, K);
     if (balance) moe_balance_add(x, rule, balance, s, B, S);
 
     // Dispatch | experts | return.
@@ -97,9 +101,10 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
     // Dispatch.
     return_rows(x, s, ds->xr);
 
-    // Route: z from the weights and L_aux; n from the router and the rows; x from n and the residual.
+    // Route: z from the weights, L_aux and L_z; n from the router and the rows; x from n and the residual.
     k->gate_backward(ds->z, ds->weight, rule->aux == AUX_NONE ? NULL : s->aux_dg, s->g, s->inv_std, s->z, s->expert,
                      s->weight, c->gate_norm_std, s->aux_group, T, E, K);
+    if (rule->z_coeff) k->z_loss_backward(ds->z, s->lse, s->z, s->inv_std, c->gate_norm_std, s->z_scale, T, E);
     k->router_nn(dxn, ds->z, p->router.data, T, E, D);
     k->combine(ds->xn, NULL, dxn, ds->xr, s->row, T, K, D);
     k->rmsnorm_backward(dx, dy, ds->xn, in, p->ffn_norm.data, s->rstd, T, D);

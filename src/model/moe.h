@@ -3,6 +3,7 @@
 //     n = norm(x);  z = Wg n;  z~ = lambda (z - mean z)/std z  (4.1);  g = softmax(z~);  E_t = top-K of z~
 //     y = x + sum_{e in E_t, kept} (g_e / sum_{E_t} g) Expert_e(n)                       (eq 1-3)
 //     L_aux = sum_e (1/E - P_e)^2,  P_e = mean over tokens of g_e                        (eq 4)
+//     L_z = mean over tokens of logsumexp(z)^2                                           [ST-MoE, 2022, eq 5]
 //
 // cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight
 // travels with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are
@@ -23,6 +24,7 @@ struct moe_rule {
     enum drop_policy policy;
     enum aux_loss aux;
     enum aux_scope scope;
+    double z_coeff;                  // of the router z-loss; 0: none
 };
 extern const struct moe_rule moe_rule_inference; // dropless, no aux loss
 
@@ -32,12 +34,15 @@ struct moe_balance {
     double aux_weight;           // T_m / T_step of the micro-batch (model_forward_backward sets it)
     double *global_p, *global_f; // [E] statistics of the previous step (scope global); valid if has_global
     bool has_global;
+    double *bias;                // [E] of the gate, what p->gate_bias holds rounded; moved once a step by the trainer
+    const int *given;            // [T, K] device: replayed routing of this micro-batch (route_given); NULL: route
     // sums over the step's micro-batches:
     long *count;                 // [E] assignments before dropping
     double *p_sum;               // [E] sum of g over tokens
     long dropped;                // assignments over the capacity (or the virtual one)
     long tokens;
     double aux;                  // sum of aux_weight * L_aux
+    double z;                    // sum of aux_weight * L_z
     struct gate_statistics statistics;
 };
 MUST_USE enum status moe_balance_init(struct moe_balance *b, long E, double alpha);
@@ -54,6 +59,8 @@ struct moe_saved {
     acc *inv_std;   // [T]
     acc *aux_dg;    // [groups, E] gradient of alpha*aux_weight*L_aux for g, one row per group of `aux_group` tokens
     long aux_group;
+    acc *lse;       // [T] logsumexp of z, with a z-loss
+    double z_scale; // its gradient is z_scale lse softmax(z)
     int *expert;    // [T, K]
     acc *weight;    // [T, K]
     int *row;       // [T, K]
@@ -85,7 +92,8 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
 void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
                          const struct moe_saved *ds, const el *in, long T, const el *rows);
 
-// Adds a routed micro-batch to the step's sums and sets s->aux_dg, the gradient of its auxiliary loss (moe_balance.c).
+// Adds a routed micro-batch to the step's sums and sets the gradients of its auxiliary losses, s->aux_dg and s->z_scale
+// (moe_balance.c).
 void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
                      long B, long S);
 

@@ -20,7 +20,8 @@ enum status moe_balance_init(struct moe_balance *b, long E, double alpha)
     b->global_f = calloc((size_t)E, sizeof *b->global_f);
     b->count = calloc((size_t)E, sizeof *b->count);
     b->p_sum = calloc((size_t)E, sizeof *b->p_sum);
-    if (b->global_p && b->global_f && b->count && b->p_sum) return OK;
+    b->bias = calloc((size_t)E, sizeof *b->bias);
+    if (b->global_p && b->global_f && b->count && b->p_sum && b->bias) return OK;
     moe_balance_free(b);
     return fail(ERR_MEMORY, "memory: balance statistics of %ld experts were refused (free some memory)", E);
 }
@@ -31,6 +32,7 @@ void moe_balance_free(struct moe_balance *b)
     free(b->global_f);
     free(b->count);
     free(b->p_sum);
+    free(b->bias);
     *b = (struct moe_balance){0};
 }
 
@@ -41,7 +43,7 @@ void moe_balance_reset(struct moe_balance *b, long E)
         b->p_sum[e] = 0;
     }
     b->dropped = b->tokens = 0;
-    b->aux = 0;
+    b->aux = b->z = 0;
     b->statistics = (struct gate_statistics){0};
 }
 
@@ -116,6 +118,10 @@ void moe_balance_add(const struct context *x, const struct moe_rule *rule, struc
     k->to_host(s->sums, s->aux_dg, groups * E * dtype_size(k->acc));
     exchange_sum(&x->grid->tensor, s->sums, groups * E, k->acc);
     statistics_add(x, rule, b, s, groups, T);
+    if (rule->z_coeff) {
+        b->z += b->aux_weight * k->sum_squares(s->lse, T) / (double)T;
+        s->z_scale = rule->z_coeff * b->aux_weight * 2 / (double)T;
+    }
     if (rule->aux == AUX_NONE) return;
     b->aux += b->aux_weight * loss_and_gradient(x, rule, b, s, groups, s->aux_group);
     k->from_host(s->aux_dg, s->sums, groups * E * dtype_size(k->acc));

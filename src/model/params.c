@@ -38,6 +38,8 @@ const struct param_kind param_kinds[] = {
 
     {LAYERS "block_sparse_moe.gate.weight", WHEN_MOE, LAYER(router), DIM_E, DIM_D, {0},
      SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ROUTER, .in_acc = true},
+    {LAYERS "block_sparse_moe.gate.e_score_correction_bias", WHEN_GATE_BIAS, LAYER(gate_bias), DIM_E, DIM_NONE, {0},
+     SPLIT_NONE, UNIT_ONE, REDUCE_EVERYWHERE, INIT_ZERO, .in_acc = true, .counted = true},
     {EXPERTS "w1.weight", WHEN_MOE, EXPERT(w13), DIM_F, DIM_D, {0},
      SPLIT_ROWS, UNIT_ONE, REDUCE_EXPERT, INIT_STD, .decay = true, .quantise = true},
     {EXPERTS "w3.weight", WHEN_MOE, EXPERT(w13), DIM_F, DIM_D, {DIM_F},
@@ -72,6 +74,7 @@ static bool present(const struct param_kind *kind, const struct config *c)
     case WHEN_ALWAYS: return true;
     case WHEN_DENSE: return c->E == 0;
     case WHEN_MOE: return c->E > 0;
+    case WHEN_GATE_BIAS: return c->gate_bias;
     case WHEN_UNTIED: return !c->tied;
     }
     CHECK(!"a condition of the table");

@@ -14,6 +14,7 @@ struct layer_params {
     struct tensor o;         // el [D, H C]
     struct tensor ffn_norm;  // acc [D]
     struct tensor router;    // acc [E, D]; absent when dense
+    struct tensor gate_bias; // acc [E]: added to z~ where experts are chosen; only with config.gate_bias
     struct tensor w13;       // el [E, 2F, D]: of each expert w1 (gate), then w3 (up); E = 1 when dense
     struct tensor w2;        // el [E, D, F]
 };
@@ -29,8 +30,8 @@ enum param_dim { DIM_NONE, DIM_V, DIM_D, DIM_HC, DIM_GC, DIM_F, DIM_E };
 enum param_split { SPLIT_NONE, SPLIT_ROWS, SPLIT_COLUMNS }; // over the tensor (experts: expert tensor) group
 enum param_unit { UNIT_ONE, UNIT_HEAD, UNIT_KV_HEAD };      // what may not be cut
 enum param_reduce { REDUCE_DENSE, REDUCE_EVERYWHERE, REDUCE_EXPERT }; // whose ranks hold the same part
-enum param_init { INIT_ONE, INIT_STD, INIT_STD_OUT, INIT_ROUTER };    // STD_OUT: std / sqrt(2L)
-enum param_when { WHEN_ALWAYS, WHEN_DENSE, WHEN_MOE, WHEN_UNTIED };
+enum param_init { INIT_ONE, INIT_ZERO, INIT_STD, INIT_STD_OUT, INIT_ROUTER }; // STD_OUT: std / sqrt(2L)
+enum param_when { WHEN_ALWAYS, WHEN_DENSE, WHEN_MOE, WHEN_GATE_BIAS, WHEN_UNTIED };
 
 struct param_kind {
     const char *name;         // HF pattern, {l} layer and {e} expert: "model.layers.{l}.self_attn.q_proj.weight"
@@ -46,6 +47,7 @@ struct param_kind {
     bool in_acc;              // held in acc (f32) whatever the model's dtype: norms, router
     bool decay;               // weight decay applies
     bool quantise;            // FP8 applies
+    bool counted;             // follows from counts: no gradient, no optimizer; F32 in every folder
 };
 extern const struct param_kind param_kinds[];
 extern const long param_kinds_n;

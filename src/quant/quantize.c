@@ -97,7 +97,12 @@ static void plan_tensor(struct tensor_plan *t, const struct param *p, enum dtype
     t->shape[1] = p->columns;
 }
 
-// All scales, then all 16-bit tensors, then all FP8 ones: every shard stays aligned.
+static bool is_16bit(const struct quantising *q, long i)
+{
+    return q->scale[i] == 0 && !q->from->params.item[i].kind->counted;
+}
+
+// All scales and gate biases (F32), then all 16-bit tensors, then all FP8 ones: every shard stays aligned.
 static enum status plan_tensors(struct tensor_plan **plan, long *n, const struct quantising *q)
 {
     const struct param_list *list = &q->from->params;
@@ -111,7 +116,9 @@ static enum status plan_tensors(struct tensor_plan **plan, long *n, const struct
             t->dtype = F32;
         }
     for (long i = 0; i < list->n; i++)
-        if (q->scale[i] == 0) plan_tensor(&made[used++], &list->item[i], q->c.dtype);
+        if (list->item[i].kind->counted) plan_tensor(&made[used++], &list->item[i], F32);
+    for (long i = 0; i < list->n; i++)
+        if (is_16bit(q, i)) plan_tensor(&made[used++], &list->item[i], q->c.dtype);
     for (long i = 0; i < list->n; i++)
         if (q->scale[i] > 0) plan_tensor(&made[used++], &list->item[i], F8_E4M3);
     *plan = made;
@@ -119,14 +126,14 @@ static enum status plan_tensors(struct tensor_plan **plan, long *n, const struct
     return OK;
 }
 
-static enum status write_16bit(struct quantising *q, long i)
+static enum status write_values(struct quantising *q, long i, enum dtype dtype)
 {
     const struct param *p = &q->from->params.item[i];
     for (long at = 0, n; at < elements_of(p); at += n) {
         n = elements_of(p) - at < CHUNK ? elements_of(p) - at : CHUNK;
         model_folder_read(q->values, q->from, i, at, n);
-        values_from_float(q->converted, q->c.dtype, q->values, n);
-        TRY(folder_writer_data(q->w, q->converted, n * dtype_size(q->c.dtype)));
+        values_from_float(q->converted, dtype, q->values, n);
+        TRY(folder_writer_data(q->w, q->converted, n * dtype_size(dtype)));
     }
     return OK;
 }
@@ -165,7 +172,9 @@ static enum status write_tensors(struct quantising *q)
     for (long i = 0; i < n; i++)
         if (q->scale[i] > 0) TRY(folder_writer_data(q->w, &q->scale[i], sizeof q->scale[i]));
     for (long i = 0; i < n; i++)
-        if (q->scale[i] == 0) TRY(write_16bit(q, i));
+        if (q->from->params.item[i].kind->counted) TRY(write_values(q, i, F32));
+    for (long i = 0; i < n; i++)
+        if (is_16bit(q, i)) TRY(write_values(q, i, q->c.dtype));
     for (long i = 0; i < n; i++)
         if (q->scale[i] > 0) TRY(write_fp8(q, i));
     return folder_writer_copy(q->w, q->from->path);

@@ -8,6 +8,42 @@ double alpha_next(const struct balance_rule *r, double alpha, double drop)
     return r->beta * alpha + (1 - r->beta) * (wanted < r->alpha_max ? wanted : r->alpha_max);
 }
 
+void bias_move(double *bias, const long *count, long E, double rate)
+{
+    long all = 0;
+    for (long e = 0; e < E; e++) all += count[e];
+    for (long e = 0; e < E; e++) bias[e] += rate * ((all > E * count[e]) - (all < E * count[e]));
+}
+
+// ---- the tensor that gates read ----
+
+enum { PIECE = 64 }; // elements that pass through the host at a time
+
+static void bias_to_model(struct model *m, long l)
+{
+    double piece[PIECE]; // room for either type
+    long size = dtype_size(m->x.k->acc);
+    for (long e = 0; e < m->c.E; e += PIECE) {
+        long n = m->c.E - e < PIECE ? m->c.E - e : PIECE;
+        for (long i = 0; i < n; i++) acc_set(&m->x, piece, i, m->balance[l].bias[e + i]);
+        m->x.k->from_host(acc_at(&m->x, m->p.layer[l].gate_bias.data, e), piece, n * size);
+    }
+}
+
+void balance_from_model(struct model *m)
+{
+    double piece[PIECE];
+    long size = dtype_size(m->x.k->acc);
+    for (long l = 0; l < (m->balance && m->c.gate_bias ? m->c.L : 0); l++)
+        for (long e = 0; e < m->c.E; e += PIECE) {
+            long n = m->c.E - e < PIECE ? m->c.E - e : PIECE;
+            m->x.k->to_host(piece, acc_at(&m->x, m->p.layer[l].gate_bias.data, e), n * size);
+            for (long i = 0; i < n; i++) m->balance[l].bias[e + i] = acc_get(&m->x, piece, i);
+        }
+}
+
+// ---- a step ----
+
 double drop_rate(const struct moe_balance *b, long K)
 {
     return b->tokens ? (double)b->dropped / ((double)K * (double)b->tokens) : 0;
@@ -23,6 +59,10 @@ void balance_end(struct model *m, const struct balance_rule *r)
     for (long l = 0; l < (m->balance ? m->c.L : 0); l++) {
         struct moe_balance *b = &m->balance[l];
         if (r->adaptive) b->alpha = alpha_next(r, b->alpha, drop_rate(b, m->c.K));
+        if (r->bias_rate) {
+            bias_move(b->bias, b->count, m->c.E, r->bias_rate);
+            bias_to_model(m, l);
+        }
         if (!r->keep_global || !b->tokens) continue;
         for (long e = 0; e < m->c.E; e++) {
             b->global_p[e] = b->p_sum[e] / (double)b->tokens;
@@ -43,6 +83,10 @@ enum status balance_state_init(struct training_state *s, const struct model *m, 
         s->global_f = calloc((size_t)(m->c.L * m->c.E), sizeof *s->global_f);
         whole = whole && s->global_p && s->global_f;
     }
+    if (m->c.gate_bias) {
+        s->bias = calloc((size_t)(m->c.L * m->c.E), sizeof *s->bias);
+        whole = whole && s->bias;
+    }
     if (whole) return OK;
     balance_state_free(s);
     return fail(ERR_MEMORY, "memory: %ld layers' balance statistics were refused (free some memory)", m->c.L);
@@ -53,7 +97,8 @@ void balance_state_free(struct training_state *s)
     free(s->alpha);
     free(s->global_p);
     free(s->global_f);
-    s->alpha = s->global_p = s->global_f = NULL;
+    free(s->bias);
+    s->alpha = s->global_p = s->global_f = s->bias = NULL;
 }
 
 void balance_to_state(struct training_state *s, const struct model *m)
@@ -63,6 +108,7 @@ void balance_to_state(struct training_state *s, const struct model *m)
     for (long l = 0; l < m->c.L; l++) {
         const struct moe_balance *b = &m->balance[l];
         s->alpha[l] = b->alpha;
+        for (long e = 0; s->bias && e < m->c.E; e++) s->bias[l * m->c.E + e] = b->bias[e];
         for (long e = 0; s->has_global && e < m->c.E; e++) {
             s->global_p[l * m->c.E + e] = b->global_p[e];
             s->global_f[l * m->c.E + e] = b->global_f[e];
@@ -76,6 +122,8 @@ void balance_from_state(struct model *m, const struct training_state *s)
     for (long l = 0; l < m->c.L; l++) {
         struct moe_balance *b = &m->balance[l];
         b->alpha = s->alpha[l];
+        for (long e = 0; s->bias && e < m->c.E; e++) b->bias[e] = s->bias[l * m->c.E + e];
+        if (s->bias) bias_to_model(m, l);
         b->has_global = s->has_global && s->global_p;
         for (long e = 0; b->has_global && e < m->c.E; e++) {
             b->global_p[e] = s->global_p[l * m->c.E + e];

@@ -10,10 +10,15 @@ struct balance_rule {
     double alpha_max;  // also where every coefficient starts
     double xi, beta;
     bool keep_global;  // scope global
+    double bias_rate;  // how far a step moves the bias of each gate; 0: it stays
 };
 
 // alpha of the next step from this step's drop rate d: beta alpha + (1 - beta) min(xi d, alpha_max).
 double alpha_next(const struct balance_rule *r, double alpha, double drop_rate);
+
+// One step of loss-free balancing [Wang et al., arXiv 2408.15664]: bias[e] += rate sign(mean load - load of e), from
+// the step's counts of assignments.
+void bias_move(double *bias, const long *count, long E, double rate);
 
 // Share of this step's assignments that were over the capacity; 0 before any.
 double drop_rate(const struct moe_balance *b, long K);
@@ -22,6 +27,9 @@ double drop_rate(const struct moe_balance *b, long K);
 void balance_begin(struct model *m);
 // After the last micro-batch of a step that was not skipped.
 void balance_end(struct model *m, const struct balance_rule *r);
+
+// The balance's bias of each gate is what the model's tensor holds.
+void balance_from_model(struct model *m);
 
 // Between the model and the arrays of a checkpoint's state.
 MUST_USE enum status balance_state_init(struct training_state *s, const struct model *m, const struct balance_rule *r);

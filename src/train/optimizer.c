@@ -34,6 +34,7 @@ void optimizer_step(const struct optimizer *o, struct model *m, double lr, doubl
     };
     for (long i = 0; i < m->params.n; i++) {
         const struct param *p = &m->params.item[i];
+        if (p->kind->counted) continue;
         s.weight_decay = p->kind->decay ? o->weight_decay : 0;
         m->x.k->adamw(p->value, p->master, p->m, p->v, p->grad, p->rows * p->columns, s);
     }

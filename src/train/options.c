@@ -86,7 +86,8 @@ const struct setting train_rows[] = {
      "dropless: the factor at which the drop rate statistic is counted"},
     {"moe-token-drop-policy", SETTING_CHOICE, AT(drop_policy), "probs", 0, 0, "probs|position",
      "who is dropped first: the lowest gate, or the latest token"},
-    {"moe-aux-loss", SETTING_CHOICE, AT(aux_loss), "skywork", 0, 0, "skywork|switch|none", "load balance loss"},
+    {"moe-aux-loss", SETTING_CHOICE, AT(aux_loss), "skywork", 0, 0, "skywork|switch|bias|none",
+     "load balance: a loss, or a bias of each expert that moves by its load (loss-free)"},
     {"moe-aux-loss-coeff", SETTING_REAL, AT(aux_coeff), NULL, 0, 1e6, NULL,
      "its coefficient, and the largest one when adaptive; default 0.01 (switch: 0.02 / experts)"},
     {"moe-aux-loss-adaptive", SETTING_SWITCH, AT(aux_adaptive), NULL, 0, 0, NULL,
@@ -96,6 +97,10 @@ const struct setting train_rows[] = {
     {"moe-aux-loss-beta", SETTING_REAL, AT(aux_beta), "0.99", 0, 1, NULL, "adaptive: share of the old coefficient"},
     {"moe-aux-loss-scope", SETTING_CHOICE, AT(aux_scope), "micro", 0, 0, "micro|sequence|global",
      "tokens over which the balance is counted"},
+    {"moe-bias-rate", SETTING_REAL, AT(bias_rate), "0.001", 0, 1e3, NULL,
+     "--moe-aux-loss bias: how far a step moves the bias of each expert"},
+    {"moe-z-loss-coeff", SETTING_REAL, AT(z_coeff), "0", 0, 1e6, NULL,
+     "coefficient of the router z-loss, mean logsumexp(logits)^2; 0: none"},
 };
 const long train_rows_n = sizeof train_rows / sizeof *train_rows;
 
@@ -232,7 +237,8 @@ static enum status resolve_shape(struct train_options *o, const bool *set, struc
     c->E = o->num_experts;
     c->K = o->num_experts ? o->topk : 0;
     c->gate_norm_std = o->num_experts ? o->gate_norm_std : 0;
-    if (c->E && c->arch != ARCH_MIXTRAL) c->arch = c->K == 2 ? ARCH_SKYWORK : ARCH_SKYMOE;
+    c->gate_bias = c->E && (c->gate_bias || !strcmp(o->aux_loss, "bias"));
+    if (c->E && c->arch != ARCH_MIXTRAL) c->arch = c->K == 2 && !c->gate_bias ? ARCH_SKYWORK : ARCH_SKYMOE;
     return OK;
 }
 
@@ -241,17 +247,21 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
     static const char *const moe_only[] = {
         "moe-router-init-std", "moe-gate-norm-std", "moe-capacity-factor", "moe-virtual-capacity-factor",
         "moe-token-drop-policy", "moe-aux-loss", "moe-aux-loss-coeff", "moe-aux-loss-adaptive", "moe-aux-loss-xi",
-        "moe-aux-loss-beta", "moe-aux-loss-scope",
+        "moe-aux-loss-beta", "moe-aux-loss-scope", "moe-bias-rate", "moe-z-loss-coeff",
     };
     if (!c->E) {
         for (size_t i = 0; set && i < sizeof moe_only / sizeof *moe_only; i++)
             if (set[row_of(moe_only[i])]) log_warning("--%s: has no effect on a dense model", moe_only[i]);
     }
-    bool none = !strcmp(o->aux_loss, "none"), is_switch = !strcmp(o->aux_loss, "switch");
+    bool bias = !strcmp(o->aux_loss, "bias"), none = bias || !strcmp(o->aux_loss, "none");
+    bool is_switch = !strcmp(o->aux_loss, "switch");
     double weaker = is_switch && c->E ? 2.0 / (double)c->E : 1; // its gradient is E/2 times skywork's
     if (!train_option_given(set, "moe-aux-loss-adaptive")) o->aux_adaptive = !none && !is_switch;
     if (none && o->aux_adaptive)
-        return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss none leaves nothing to adapt (leave it out)");
+        return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss %s leaves nothing to adapt (leave it out)",
+                    o->aux_loss);
+    if (!bias && set && set[row_of("moe-bias-rate")])
+        return fail(ERR_CONFIG, "--moe-bias-rate: only --moe-aux-loss bias has one (leave it out)");
     if (!train_option_given(set, "moe-aux-loss-coeff")) o->aux_coeff = none ? 0 : 0.01 * weaker;
     if (!train_option_given(set, "moe-aux-loss-xi")) o->aux_xi = 0.2 * weaker;
     return OK;
@@ -306,7 +316,8 @@ struct model_options train_model_options(const struct train_options *o)
                                                          : AUX_NONE,
                  .scope = !strcmp(o->aux_scope, "global")     ? SCOPE_GLOBAL
                           : !strcmp(o->aux_scope, "sequence") ? SCOPE_SEQUENCE
-                                                              : SCOPE_MICRO},
+                                                              : SCOPE_MICRO,
+                 .z_coeff = o->z_coeff},
         .weights = QUANT_NONE,
     };
 }
@@ -346,5 +357,6 @@ struct balance_rule train_balance_rule(const struct train_options *o)
         .xi = o->aux_xi,
         .beta = o->aux_beta,
         .keep_global = !strcmp(o->aux_scope, "global"),
+        .bias_rate = !strcmp(o->aux_loss, "bias") ? o->bias_rate : 0,
     };
 }

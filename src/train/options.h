@@ -36,6 +36,7 @@ struct train_options {
     bool aux_adaptive;
     double aux_xi, aux_beta;
     const char *aux_scope;
+    double bias_rate, z_coeff;
 };
 
 extern const struct setting train_rows[];

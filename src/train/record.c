@@ -14,6 +14,17 @@ static double wall_time(void)
     return (double)now.tv_sec + (double)now.tv_usec * 1e-6;
 }
 
+// What a gate's bias does is in its differences: adding a number to all of them changes nothing.
+static double range_of(const double *bias, long E)
+{
+    double low = bias[0], high = bias[0];
+    for (long e = 1; e < E; e++) {
+        low = bias[e] < low ? bias[e] : low;
+        high = bias[e] > high ? bias[e] : high;
+    }
+    return high - low;
+}
+
 static void put_layer(struct json_out *o, const struct trainer *t, long l)
 {
     const struct moe_balance *b = &t->model.balance[l];
@@ -27,6 +38,8 @@ static void put_layer(struct json_out *o, const struct trainer *t, long l)
     json_put_real(o, "drop_rate", t->result.drop[l]);
     json_put_real(o, "aux_coeff", t->result.alpha[l]);
     json_put_real(o, "aux_loss", b->aux);
+    if (t->o.z_coeff > 0) json_put_real(o, "z_loss", b->z);
+    if (t->config.gate_bias) json_put_real(o, "bias_range", range_of(b->bias, E));
     json_begin(o, "tokens_per_expert", '[');
     for (long e = 0; e < E; e++) json_put_long(o, NULL, b->count[e]);
     json_end(o, ']');

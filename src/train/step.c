@@ -111,7 +111,7 @@ static void summarise_balance(struct trainer *t)
         const struct moe_balance *b = &t->model.balance[l];
         t->result.alpha[l] = b->alpha;
         t->result.drop[l] = drop_rate(b, t->config.K);
-        t->result.aux_loss += b->alpha * b->aux;
+        t->result.aux_loss += b->alpha * b->aux + t->o.z_coeff * b->z;
     }
 }
 

@@ -99,14 +99,16 @@ static void read_masters(struct model *m, const struct model_folder *f)
 {
     enum { CHUNK = 1 << 16 };
     static float buffer[CHUNK];
-    for (long i = 0; i < m->params.n; i++) {
-        const struct param *p = &m->params.item[i];
+    long i = 0;
+    for (const struct param *p = m->params.item; p < m->params.item + m->params.n; p++) {
         long n = p->rows * p->columns;
+        if (!model_folder_has(f, i, p)) continue;
         for (long from = 0; p->master && from < n; from += CHUNK) {
             long piece = n - from < CHUNK ? n - from : CHUNK;
             model_folder_read(buffer, f, i, from, piece);
             m->x.k->from_host((float *)p->master + from, buffer, piece * (long)sizeof *buffer);
         }
+        i++;
     }
 }
 
@@ -114,6 +116,7 @@ static enum status init_from_folder(struct trainer *t, const struct model_folder
 {
     TRY(model_folder_load(&t->model, f));
     read_masters(&t->model, f);
+    balance_from_model(&t->model);
     return OK;
 }
 

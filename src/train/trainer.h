@@ -12,7 +12,7 @@
 struct step_result {
     long step;
     double loss;          // CE, nats, mean over the step's unmasked targets; NaN when there were none
-    double aux_loss;      // sum over layers of alpha L_aux
+    double aux_loss;      // sum over layers of alpha L_aux + coefficient * L_z
     double lr, norm;
     bool skipped;
     const char *culprit;  // skipped because of this tensor's gradient; NULL: because of the norm's size
