@@ -6,43 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 // ---- reading ----
-
-static enum status map_descriptor(struct file_map *map, const char *path, int fd)
-{
-    struct stat info;
-    if (fstat(fd, &info) != 0) return fail(ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-    if (S_ISDIR(info.st_mode)) return fail(ERR_IO, "%s: is a folder, expected a file", path);
-    if (!S_ISREG(info.st_mode)) return fail(ERR_IO, "%s: is not a regular file (copy it into one first)", path);
-    struct file_map result = {.bytes = info.st_size};
-    if (info.st_size > 0) {
-        void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) return fail(ERR_IO, "%s: cannot be mapped: %s", path, strerror(errno));
-        result.data = data;
-    }
-    *map = result;
-    return OK;
-}
-
-enum status file_map_open(struct file_map *map, const char *path)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // O_NONBLOCK: a FIFO must not hang us
-    if (fd < 0) return fail(ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    enum status status = map_descriptor(map, path, fd);
-    close(fd);
-    return status;
-}
-
-void file_map_close(struct file_map *map)
-{
-    if (map->data) munmap((void *)(uintptr_t)map->data, (size_t)map->bytes);
-    *map = (struct file_map){0};
-}
 
 // Reads to the end, so pipes work too. *text is freed by the caller whatever the status.
 static enum status read_descriptor(char **text, long *bytes, const char *path, long limit, int fd)

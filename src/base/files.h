@@ -12,12 +12,35 @@ enum { PATH_LENGTH = 4096 };
 
 // ---- reading ----
 
+// A map has no moment at which a read could return a status. Where its file is cut short or its disk fails later, the
+// process ends with one sentence that names the file, and exit code 1 (a SIGBUS handler, src/base/maps.c).
 struct file_map {
     const uint8_t *data; // NULL when the file is empty
     long bytes;
+    struct mapped_file *file; // what views of it share
 };
 MUST_USE enum status file_map_open(struct file_map *map, const char *path); // ERR_IO; a folder or device is ERR_IO too
 void file_map_close(struct file_map *map);
+
+// Pieces of mapped files as one run of bytes in memory. Whole pages are the files' own, and where two pieces meet
+// inside a page that page is a copy: so nothing is read that is not used, and memory is what the page cache has anyway.
+// That takes pieces which lie alike within their pages; file_view_fits says whether they do.
+struct file_piece {
+    const struct file_map *map;
+    long at, bytes; // within it
+};
+struct file_view {
+    uint8_t *data; // as far from a page's start as the first piece is in its file
+    long bytes;
+    struct file_range *range; // behind the pieces
+    long ranges;
+    void *base;
+    long length; // of the whole pages
+};
+bool file_view_fits(const struct file_piece *piece, long n);
+// Outlives the maps. ERR_MEMORY when the system has no room for more maps; ERR_IO.
+MUST_USE enum status file_view_open(struct file_view *view, const struct file_piece *piece, long n);
+void file_view_close(struct file_view *view);
 
 // Whole file as a NUL-terminated string that the caller frees. ERR_FORMAT when larger than `limit` bytes.
 MUST_USE enum status file_read(char **text, long *bytes, const char *path, long limit);

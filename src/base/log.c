@@ -1,8 +1,11 @@
 #include "base/log.h"
 
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +48,28 @@ void log_error(const char *format, ...)
     va_start(args, format);
     print_line("", format, args);
     va_end(args);
+}
+
+// ---- the end ----
+
+static const char *prefix[2] = {"skymoe", ""};
+
+void log_prefix(const char *program, const char *command)
+{
+    prefix[0] = program;
+    prefix[1] = command;
+}
+
+void log_last_words(const char *object, const char *what)
+{
+    const char *part[] = {line_open ? "\r\033[K" : "", prefix[0], *prefix[1] ? " " : "", prefix[1], ": ", object, ": ",
+                          what, "\n"};
+    enum { PARTS = sizeof part / sizeof *part };
+    struct iovec text[PARTS];
+    for (int i = 0; i < PARTS; i++) text[i] = (struct iovec){(void *)(uintptr_t)part[i], strlen(part[i])};
+    ssize_t ignored = writev(STDERR_FILENO, text, PARTS);
+    (void)ignored;
+    _exit(1);
 }
 
 // ---- progress ----

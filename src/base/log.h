@@ -9,6 +9,11 @@ void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));   
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2))); // "warning: ...", never hidden
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));   // as it is, never hidden; main's
 
+// What stands before the sentence when a signal ends the process: "skymoe eval". Must outlive it.
+void log_prefix(const char *program, const char *command);
+// One line "PREFIX: OBJECT: WHAT", and the process is gone with exit code 1. For signal handlers.
+void log_last_words(const char *object, const char *what) __attribute__((noreturn));
+
 // Progress with rate and time left: one line that rewrites itself on a terminal, a plain line every few seconds
 // otherwise. Units are whatever `unit` says ("tokens", "MB").
 struct progress {

@@ -36,8 +36,22 @@ void floats_from_values(float *to, const void *from, enum dtype dtype, long n);
 // at 0, may be missing in a folder that a model starts from.
 bool model_folder_has(const struct model_folder *f, long i, const struct param *p);
 
-// Fills m's parameters (converting dtypes). m was initialised from f->config. FP8 tensors go in as they are when
-// m->o.weights is QUANT_FP8. Does not set masters.
+// Weights as they lie in the files, for inference: a model uses them as o.mapped. A field of the parameter table is
+// mapped where all its parts have the dtype it is to have in memory, begin at whole elements, and lie in their pages so
+// that they fit behind each other (file_view_fits; parts of a page multiple in one file do); the others are left out,
+// and the model has memory of its own for them.
+struct mapped_weights {
+    struct model_params p;
+    struct file_view *view;
+    long views;
+};
+// matrix, other: the dtypes of model_params_layout. The weights outlive f. ERR_MEMORY, ERR_IO.
+MUST_USE enum status mapped_weights_open(struct mapped_weights *w, const struct model_folder *f, enum dtype matrix,
+                                         enum dtype other);
+void mapped_weights_close(struct mapped_weights *w);
+
+// Fills m's parameters (converting dtypes) but for those that are mapped. m was initialised from f->config. FP8 tensors
+// go in as they are when m->o.weights is QUANT_FP8. Does not set masters.
 MUST_USE enum status model_folder_load(struct model *m, const struct model_folder *f);
 
 // ---- writing ----

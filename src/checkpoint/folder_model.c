@@ -14,14 +14,17 @@ static enum status load_tensor(struct model *m, struct tensor to, const struct m
 {
     const struct kernels *k = m->x.k;
     const struct stored_tensor *t = f->stored[i];
+    const struct param *p = &f->params.item[i];
+    bool mapped = m->o.mapped && params_field(m->o.mapped, p->kind, p->layer)->data;
     if (to.dtype == F8_E4M3) {
         if (t->type != F8_E4M3)
             return fail(ERR_FORMAT, "%s: tensor %s is %s in an FP8 model, which is not implemented", f->path, t->name,
                         t->dtype);
-        k->from_host(to.data, t->data, t->bytes);
+        if (!mapped) k->from_host(to.data, t->data, t->bytes);
         k->fill((struct tensor){.data = to.scale, .dtype = F32}, model_folder_scale(f, i), f->params.item[i].rows);
         return OK;
     }
+    if (mapped) return OK;
     if (to.dtype == (enum dtype)t->type) {
         k->from_host(to.data, t->data, t->bytes);
         return OK;

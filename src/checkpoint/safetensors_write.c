@@ -12,6 +12,10 @@ long tensor_plan_bytes(const struct tensor_plan *t)
     return elements * dtype_size(t->dtype);
 }
 
+// Data begin where a page does: readers that map the file get vectors that do not straddle cache lines, and tensors of
+// two shards that fit behind each other in memory.
+enum { DATA_ALIGN = 4096 };
+
 static enum status write_header(struct safetensors_writer *w)
 {
     struct json_out o = {0};
@@ -38,11 +42,12 @@ static enum status write_header(struct safetensors_writer *w)
     json_end(&o, '}');
     enum status status = json_out_status(&o);
     uint8_t size[8];
-    uint64_t padded = (uint64_t)(o.used + 7) / 8 * 8;
+    uint64_t padded = (uint64_t)(8 + o.used + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN - 8;
     for (int i = 0; i < 8; i++) size[i] = (uint8_t)(padded >> (8 * i));
     if (status == OK) status = output_write(&w->out, size, 8);
     if (status == OK) status = output_write(&w->out, o.text, o.used);
-    if (status == OK) status = output_write(&w->out, "        ", (long)padded - o.used);
+    for (long left = (long)padded - o.used; left > 0 && status == OK; left -= 8)
+        status = output_write(&w->out, "        ", left < 8 ? left : 8);
     json_out_free(&o);
     return status;
 }

@@ -101,6 +101,7 @@ int main(int argc, char **argv)
         help_all(stderr);
         return 2;
     }
+    log_prefix("skymoe", argv[1]);
     enum status status = run(argc - 1, argv + 1);
     enum status flushed = status == OK ? flush_results() : OK;
     if (status == OK) status = flushed;

@@ -16,6 +16,8 @@ static enum status load(struct inference *i, const struct model_folder *f, long 
     if (o.positions > f->config.max_positions)
         return fail(ERR_CONFIG, "%s: %ld positions are needed, max_position_embeddings is %ld (use shorter sequences)",
                     f->path, o.positions, f->config.max_positions);
+    TRY(mapped_weights_open(&i->weights, f, o.weights == QUANT_FP8 ? F8_E4M3 : o.dtype, o.dtype));
+    o.mapped = &i->weights.p;
     TRY(model_init(&i->model, &f->config, &o));
     return model_folder_load(&i->model, f);
 }
@@ -50,6 +52,7 @@ void inference_close(struct inference *i)
 {
     if (i->tokenizer.model) tokenizer_close(&i->tokenizer);
     model_free(&i->model);
+    mapped_weights_close(&i->weights);
     memset(i, 0, sizeof *i);
 }
 

@@ -1,5 +1,6 @@
 // A model folder opened for inference, in the arithmetic of its stored dtype: f32 as f32; bf16, f16 and FP8 as bf16.
-// FP8 weights stay FP8 in memory.
+// FP8 weights stay FP8 in memory. Weights are used where they lie in the files wherever that is possible (folder.h,
+// mapped_weights), so the first token does not wait for a copy, and two processes share what they read.
 #ifndef SKYMOE_EVAL_INFERENCE_H
 #define SKYMOE_EVAL_INFERENCE_H
 
@@ -7,6 +8,7 @@
 #include "data/tokenizer.h"
 
 struct inference {
+    struct mapped_weights weights;
     struct model model;
     char folder[PATH_LENGTH];   // with tokenizer and generation files
     struct tokenizer tokenizer; // model NULL when the folder has no tokenizer.model

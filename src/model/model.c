@@ -11,7 +11,7 @@ static void params_layout(struct model_params *p, struct model *m, struct arena 
                           enum dtype in_acc)
 {
     struct layer_params *layer = arena_take(&m->host, m->c.L, sizeof *layer);
-    model_params_layout(p, layer, a, &m->c, matrix, other, in_acc);
+    model_params_layout(p, layer, a, &m->c, matrix, other, in_acc, p == &m->p ? m->o.mapped : NULL);
 }
 
 static enum recompute level_of(const struct model_options *o, long layer)
@@ -65,7 +65,7 @@ static void model_layout(struct model *m)
 static enum status options_check(const struct config *c, const struct model_options *o)
 {
     enum { MOST_TOKENS = 1 << 24, MOST_BITS = 58 };
-    CHECK(o->B >= 0 && o->S >= 0 && o->positions >= o->S);
+    CHECK(o->B >= 0 && o->S >= 0 && o->positions >= o->S && !(o->training && o->mapped));
     if (o->S > MOST_TOKENS || (o->S && o->B > MOST_TOKENS / o->S))
         return fail(ERR_CONFIG, "micro-batch: %ld sequences of %ld tokens are more than %d tokens (use a smaller one)",
                     o->B, o->S, MOST_TOKENS);

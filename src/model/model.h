@@ -14,6 +14,8 @@ struct model_options {
     long recompute_layers;     // the first this many layers recompute; -1: all
     struct moe_rule rule;
     enum quant weights;        // QUANT_FP8: matrices are held as F8_E4M3 with scales (inference only)
+    const struct model_params *mapped; // inference: fields with data lie in mapped files and are used where they are
+                               // (they outlive the model, are only read, and aligned to their elements); NULL: none
 };
 
 struct model {

@@ -1,6 +1,7 @@
 #include "model/params.h"
 
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,9 +106,9 @@ static long field_rows(const struct param_kind *kind, const struct config *c)
     return rows;
 }
 
-struct tensor *params_field(struct model_params *p, const struct param_kind *kind, long layer)
+struct tensor *params_field(const struct model_params *p, const struct param_kind *kind, long layer)
 {
-    char *base = kind->scope == PER_MODEL ? (char *)p : (char *)&p->layer[layer];
+    char *base = kind->scope == PER_MODEL ? (char *)(uintptr_t)p : (char *)&p->layer[layer];
     return (struct tensor *)(base + kind->field);
 }
 
@@ -117,32 +118,35 @@ struct dtypes {
     enum dtype matrix, other, acc;
 };
 
-// The whole field, when `kind` is its first part.
+// The whole field, when `kind` is its first part. place: where its data are already, or NULL.
 static void field_layout(struct tensor *t, struct arena *a, const struct config *c, const struct param_kind *kind,
-                         struct dtypes d)
+                         struct dtypes d, void *place)
 {
     if (!present(kind, c) || rows_before(kind, c) > 0) return;
     *t = (struct tensor){.dtype = kind->in_acc ? d.acc : kind->quantise ? d.matrix : d.other};
     if (t->dtype == DTYPES) return;
     long rows = copies(kind, c) * field_rows(kind, c);
-    t->data = arena_take(a, rows * config_dim(c, kind->columns), dtype_size(t->dtype));
+    t->data = place ? place : arena_take(a, rows * config_dim(c, kind->columns), dtype_size(t->dtype));
     if (t->dtype == F8_E4M3) t->scale = arena_take(a, rows, sizeof *t->scale);
 }
 
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
-                         enum dtype matrix, enum dtype other, enum dtype in_acc)
+                         enum dtype matrix, enum dtype other, enum dtype in_acc, const struct model_params *mapped)
 {
     struct layer_params measured = {0}; // where the pointers of a measuring run go
     struct dtypes d = {matrix, other, in_acc};
     const struct param_kind *kind = param_kinds, *end = param_kinds + param_kinds_n;
     *p = (struct model_params){.layer = layer ? layer : &measured};
 
-    for (; kind->scope == PER_MODEL; kind++) field_layout(params_field(p, kind, -1), a, c, kind, d);
+#define FIELD(l) \
+    field_layout(params_field(p, kind, layer ? l : 0), a, c, kind, d, \
+                 mapped ? params_field(mapped, kind, l)->data : NULL)
+    for (; kind->scope == PER_MODEL; kind++) FIELD(-1);
     const struct param_kind *of_layer = kind;
     for (long l = 0; l < c->L; l++)
-        for (kind = of_layer; kind->scope != PER_MODEL; kind++)
-            field_layout(params_field(p, kind, layer ? l : 0), a, c, kind, d);
-    for (; kind < end; kind++) field_layout(params_field(p, kind, -1), a, c, kind, d);
+        for (kind = of_layer; kind->scope != PER_MODEL; kind++) FIELD(l);
+    for (; kind < end; kind++) FIELD(-1);
+#undef FIELD
 
     p->layer = layer;
     if (c->tied) p->head = p->embed;

@@ -81,11 +81,12 @@ struct param *param_find(const struct param_list *list, const char *name);
 
 // Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales), embedding and head in
 // `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out. For gradients, masters
-// and moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring).
+// and moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring). Fields that have
+// data in `mapped` (NULL: none) keep their place and take no room; scales do.
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
-                         enum dtype matrix, enum dtype other, enum dtype in_acc);
+                         enum dtype matrix, enum dtype other, enum dtype in_acc, const struct model_params *mapped);
 
 // Where `kind`'s field stands in p (layer < 0 for PER_MODEL).
-struct tensor *params_field(struct model_params *p, const struct param_kind *kind, long layer);
+struct tensor *params_field(const struct model_params *p, const struct param_kind *kind, long layer);
 
 #endif
