@@ -9,6 +9,7 @@ static const struct attention_shape attention_shapes[] = { // B S H G C window s
     {1, 65, 3, 1, 16, 0, 0.25},  {2, 130, 2, 2, 64, 0, 0.125}, {1, 70, 4, 4, 80, 0, 0.11}, {3, 33, 6, 2, 6, 5, 0.4},
     {1, 200, 2, 1, 128, 0, 0.09}, {1, 140, 2, 1, 32, 1, 0.18}, {1, 150, 3, 3, 10, 70, 0.3},
     {1, 37, 2, 1, 192, 0, 0.07},  {1, 530, 1, 1, 16, 0, 0.25}, {1, 300, 2, 1, 24, 130, 0.2},
+    {1, 40, 2, 1, 7, 0, 0.4},     {1, 260, 3, 1, 40, 0, 0.16},
 };
 enum { ATTENTION_SHAPES = sizeof attention_shapes / sizeof attention_shapes[0] };
 
@@ -24,10 +25,74 @@ static int *in_starts(struct check *c, const struct attention_shape *s, bool doc
     return start;
 }
 
-// bf16 kernels may round probabilities to bf16 before they multiply: half a step of the largest value.
+// Half a step of a bf16 number (of 1: 2^-8), by which kernels may round probabilities and the scores' gradients before
+// they multiply, beside what f32 sums lose.
 static double attention_eps(const struct check *c)
 {
-    return c->k->el == BF16 || c->exact == BF16 ? 0x1p-8 : 64 * c->eps_acc;
+    return 64 * c->eps_acc + (c->k->el == BF16 || c->exact == BF16 ? 0x1p-8 : 0);
+}
+
+static double *in_double(const struct check *c, const void *data, long n)
+{
+    double *x = magnitudes(n);
+    for (long i = 0; i < n && data; i++) x[i] = el_at(c, data, i);
+    return x;
+}
+
+static double absolute_dot(const double *a, const double *b, long n)
+{
+    double sum = 0;
+    for (long i = 0; i < n; i++) sum += fabs(a[i] * b[i]);
+    return sum;
+}
+
+static void add_absolute(double *m, double factor, const double *x, long n)
+{
+    for (long i = 0; i < n; i++) m[i] += factor * fabs(x[i]);
+}
+
+// A query's probabilities by the definition; k: its sequence's keys, `row` apart. Returns the first key it sees.
+static long probabilities(double *p, const double *q, const double *k, long row, long i, long start,
+                          const struct attention_shape *s)
+{
+    long from = s->window && i - s->window + 1 > start ? i - s->window + 1 : start;
+    double max = -INFINITY, sum = 0;
+    for (long j = from; j <= i; j++) {
+        p[j] = 0;
+        for (long c = 0; c < s->C; c++) p[j] += s->scale * q[c] * k[j * row + c];
+        if (p[j] > max) max = p[j];
+    }
+    for (long j = from; j <= i; j++) sum += p[j] = exp(p[j] - max);
+    for (long j = from; j <= i; j++) p[j] /= sum;
+    return from;
+}
+
+// The sums of absolute values behind o (d_o NULL) or dqkv: what a relative error of p or ds is multiplied by. |ds|
+// counts as p (|do| |v| + |do| |o|), for its two terms cancel.
+static double *attention_magnitudes(const struct check *c, const void *qkv_, const void *d_o_, const void *o_,
+                                    const int *start, const struct attention_shape *s)
+{
+    long C = s->C, row = (s->H + 2 * s->G) * C, T = s->B * s->S, n = T * s->H * C;
+    double *m = magnitudes(d_o_ ? T * row : n), *p = magnitudes(s->S), *qkv = in_double(c, qkv_, T * row);
+    double *d_o = in_double(c, d_o_, n), *o = in_double(c, o_, n);
+    for (long at = 0; at < T * s->H; at++) { // at: which of o's [B, S, H]
+        long h = at % s->H, t = at / s->H, i = t % s->S, first = (t - i) * row, q = t * row + h * C;
+        long k = first + (s->H + h / (s->H / s->G)) * C, v = k + s->G * C;
+        double od = absolute_dot(d_o + at * C, o + at * C, C);
+        for (long j = probabilities(p, qkv + q, qkv + k, row, i, start[t], s); j <= i; j++) {
+            double ds = p[j] * (absolute_dot(d_o + at * C, qkv + v + j * row, C) + od) * s->scale;
+            if (!d_o_) add_absolute(m + at * C, p[j], qkv + v + j * row, C);
+            if (!d_o_) continue;
+            add_absolute(m + q, ds, qkv + k + j * row, C);
+            add_absolute(m + k + j * row, ds, qkv + q, C);
+            add_absolute(m + v + j * row, p[j], d_o + at * C, C);
+        }
+    }
+    free(p);
+    free(qkv);
+    free(d_o);
+    free(o);
+    return m;
 }
 
 static void describe_attention(struct check *c, const struct attention_shape *s, bool documents)
@@ -44,7 +109,8 @@ static bool case_attention(struct check *c, long shape)
     void *qkv = in_el(c, T * (s.H + 2 * s.G) * s.C);
     int *start = in_starts(c, &s, shape % 2);
     void *o = out(c, "o", (int)c->k->el, T * s.H * s.C,
-                  (struct bound){.relative = c->eps_el, .absolute = 2 * attention_eps(c)});
+                  (struct bound){.relative = c->eps_el, .absolute = attention_eps(c),
+                                 .magnitude = attention_magnitudes(c, qkv, NULL, NULL, start, &s)});
     void *lse = out(c, "lse", (int)c->k->acc, T * s.H, (struct bound){.absolute = 64 * c->eps_acc});
     describe_attention(c, &s, shape % 2);
     c->k->attention(o, lse, qkv, start, s);
@@ -61,7 +127,8 @@ static bool case_attention_backward(struct check *c, long shape)
     void *o = in_values(c, (int)c->k->el, T * s.H * s.C), *lse = in_values(c, (int)c->k->acc, T * s.H);
     c->ref->attention(o, lse, qkv, start, s);
     void *dqkv = out(c, "dqkv", (int)c->k->el, T * row,
-                     (struct bound){.relative = c->eps_el, .of_max = attention_eps(c)});
+                     (struct bound){.relative = c->eps_el, .absolute = attention_eps(c),
+                                    .magnitude = attention_magnitudes(c, qkv, d_o, o, start, &s)});
     describe_attention(c, &s, shape % 2);
     c->k->attention_backward(dqkv, d_o, qkv, o, lse, start, s);
     return true;

@@ -33,7 +33,10 @@ void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
         fill_attention_avx512(k, type);
         fill_rows_avx512(k, type);
     }
-    if (level >= LEVEL_AVX512BF16 && bf16_pays()) fill_products_avx512bf16(k, type);
+    if (level >= LEVEL_AVX512BF16 && bf16_pays()) {
+        fill_products_avx512bf16(k, type);
+        fill_attention_avx512bf16(k, type);
+    }
 }
 #else
 void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
