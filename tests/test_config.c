@@ -17,6 +17,12 @@ static const char *const skywork =
     "\"num_attention_heads\":2,\"vocab_size\":16";
 static const char *const moe = "\"num_experts\":[4],\"moe_2layer_gate\":false,\"moe_feature_no_mul_topk\":true";
 
+// What llm-compressor writes, with this of a group's weights.
+#define COMPRESSED(weights)                                                                                            \
+    "\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\","                 \
+    "\"version\":\"0.9\",\"ignore\":[\"lm_head\"],\"kv_cache_scheme\":null,\"config_groups\":{\"group_0\":{"           \
+    "\"targets\":[\"Linear\"],\"output_activations\":null,\"weights\":{\"dynamic\":false," weights "}}}}"
+
 static enum status parse(struct config *c, const char *base, const char *more)
 {
     char text[4096];
@@ -85,7 +91,22 @@ static void test_values(void **state)
     assert_int_equal(c.window, 5);
     OK_OR_FAIL(parse(&c, llama,
                      "\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"dynamic\"}"));
-    assert_int_equal(c.quant, QUANT_FP8);
+    assert_true(c.quant == QUANT_FP8 && c.scaling == SCALING_TENSOR);
+    OK_OR_FAIL(parse(&c, llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\","
+                                "\"weight_block_size\":[128,128],\"modules_to_not_convert\":[\"lm_head\"]}"));
+    assert_true(c.quant == QUANT_FP8 && c.scaling == SCALING_BLOCK);
+    static const struct {
+        const char *strategy;
+        enum scaling scaling;
+    } groups[] = {{"\"tensor\"", SCALING_TENSOR}, {"\"channel\"", SCALING_CHANNEL},
+                  {"\"block\",\"block_structure\":[128,128]", SCALING_BLOCK}};
+    for (int i = 0; i < 3; i++) {
+        char text[1024];
+        snprintf(text, sizeof text, COMPRESSED("\"num_bits\":8,\"type\":\"float\",\"strategy\":%s"),
+                 groups[i].strategy);
+        OK_OR_FAIL(parse(&c, llama, text));
+        assert_true(c.quant == QUANT_FP8 && c.scaling == groups[i].scaling);
+    }
 }
 
 static void test_skywork(void **state)
@@ -152,8 +173,26 @@ static void test_refused(void **state)
     refused(llama, "\"quantization_config\":{\"quant_method\":\"gptq\"}",
             "quantization_config.quant_method is \"gptq\"");
     refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}", "static");
-    refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}",
-            "quantization_config.weight_block_size is [128,128]");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[64,128]}",
+            "quantization_config.weight_block_size is [64,128]");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":128}", "weight_block_size");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}", "fmt is \"e5m2\"");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"fp8\",\"kv_cache_scheme\":{\"a\":1}}",
+            "kv_cache_scheme");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"compressed-tensors\"}",
+            "quantization_config.format is missing, expected \"float-quantized\"");
+    refused(llama, "\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\"}",
+            "config_groups is missing");
+    refused(llama, COMPRESSED("\"num_bits\":4,\"type\":\"float\",\"strategy\":\"tensor\""), "num_bits is 4");
+    refused(llama, COMPRESSED("\"num_bits\":8,\"type\":\"int\",\"strategy\":\"tensor\""), "weights.type is \"int\"");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"group\""), "weights.strategy is \"group\"");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"block\""), "block_structure is missing");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"channel\",\"group_size\":32"), "group_size is 32");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"channel\",\"symmetric\":false"), "symmetric is false");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"channel\"},\"input_activations\":{\"num_bits\":8"),
+            "input_activations is not dynamic");
+    refused(llama, COMPRESSED("\"type\":\"float\",\"strategy\":\"channel\"}},\"group_1\":{\"weights\":{"
+                              "\"type\":\"float\",\"strategy\":\"tensor\""), "strategies channel and tensor");
     refused(llama, "\"quantization_config\":3", "quantization_config is 3");
     refused(llama, "\"head_dim\":5", "head_dim is 5");
     refused(llama, "\"num_key_value_heads\":3", "num_key_value_heads is 3");
@@ -219,7 +258,8 @@ static void round_trip(struct config c)
         again.V != c.V || again.E != c.E || again.K != c.K || again.max_positions != c.max_positions ||
         again.window != c.window || again.norm_eps != c.norm_eps || again.rope_theta != c.rope_theta ||
         again.gate_norm_std != c.gate_norm_std || again.tied != c.tied || again.dtype != c.dtype ||
-        again.quant != c.quant || again.bos != c.bos || again.eos != c.eos || again.pad != c.pad)
+        again.quant != c.quant || again.scaling != c.scaling || again.bos != c.bos || again.eos != c.eos ||
+        again.pad != c.pad)
         fail_msg("not the same model: %s", text);
     free(text);
 }
@@ -234,6 +274,10 @@ static void test_round_trip(void **state)
     c.window = 9;
     round_trip(c);
     c.quant = QUANT_FP8;
+    for (int s = SCALING_TENSOR; s <= SCALING_BLOCK; s++) {
+        c.scaling = (enum scaling)s;
+        round_trip(c);
+    }
     c.dtype = BF16;
     c.tied = true;
     c.norm_eps = 1.2345678901234567e-7;

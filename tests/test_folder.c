@@ -277,12 +277,30 @@ static void test_fp8(void **state)
     raw_refused(&c, all + 1, used - 1, "_scale is missing");
     char name[TENSOR_NAME];
     memcpy(name, all[0].name, sizeof name);
-    memcpy(all[0].name + strlen(name), "_inv", 5);
-    raw_refused(&c, all, used, "scales per block are not implemented");
+    memcpy(all[0].name + strlen(name), "_inv", 5); // DeepSeek's name of the same thing
+    write_raw(&c, all, used);
+    OK_OR_FAIL(model_folder_open(&f, in("raw")));
+    model_folder_close(&f);
+    all[used] = all[0];
+    memcpy(all[used].name, name, sizeof name);
+    raw_refused(&c, all, used + 1, "weight has both _scale and _scale_inv (only one of them can be meant)");
     memcpy(all[0].name, name, sizeof name);
     all[0].rank = 1;
     all[0].shape[0] = 2;
-    raw_refused(&c, all, used, "expected one F32 number");
+    raw_refused(&c, all, used, "is F32 [2], expected one number (config.json says a scale per tensor)");
+    long rows = list.item[2].rows; // all[0] belongs to q_proj
+    all[0].rank = 2;
+    all[0].shape[0] = rows;
+    all[0].shape[1] = 1;
+    raw_refused(&c, all, used, "expected one number (config.json says a scale per tensor)");
+    c.scaling = SCALING_CHANNEL;
+    raw_refused(&c, all, used, "k_proj.weight_scale is F32 [1], expected F32 ["); // q's is right now
+    c.scaling = SCALING_BLOCK;
+    all[0].shape[0] = all[0].shape[1] = 1;
+    raw_refused(&c, all, used, "k_proj.weight_scale is F32 [1], expected F32 [1, 1] (config.json says");
+    all[0].shape[1] = 2;
+    raw_refused(&c, all, used, "q_proj.weight_scale is F32 [1, 2], expected F32 [1, 1]");
+    c.scaling = SCALING_TENSOR;
     all[0].rank = 0;
     c.quant = QUANT_NONE;
     raw_refused(&c, all, used, "no quantization_config");

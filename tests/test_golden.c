@@ -546,7 +546,7 @@ static void test_fp8(void **state)
         golden_open(&g, cases[i]);
         assert_non_null(mkdtemp(base));
         OK_OR_FAIL(path_join(path, base, "fp8"));
-        OK_OR_FAIL(quantize_fp8(&r, &g.folder, path));
+        OK_OR_FAIL(quantize_fp8(&r, &g.folder, path, SCALING_TENSOR));
         free(r.tensor);
         OK_OR_FAIL(model_folder_open(&q, path));
         long seen = 0, bytes = 0;

@@ -100,7 +100,7 @@ static void fp8_codes_are_mapped_too(void **state)
     write_weights("model", paged(4, BF16), 0);
     OK_OR_FAIL(model_folder_open(&f, in("model")));
     OK_OR_FAIL(folder_remove(in("fp8")));
-    OK_OR_FAIL(quantize_fp8(&r, &f, in("fp8")));
+    OK_OR_FAIL(quantize_fp8(&r, &f, in("fp8"), SCALING_TENSOR));
     free(r.tensor);
     model_folder_close(&f);
     assert_int_equal(compare("fp8"), 2 * 3 + 2); // not w1 and w3: half a page of w2 lies between experts

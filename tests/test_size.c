@@ -21,7 +21,7 @@ static void a_huge_folder_opens_in_little_memory(void **state)
     for (long i = 0; i < f.shards; i++) stored += f.shard[i].n;
     assert_int_equal(stored, 5567); // as many as the released model in FP8 has
     assert_in_range(bytes, 146L * 1000000000, 148L * 1000000000);
-    assert_true(model_folder_scale(&f, 2) == 0.5F);
+    assert_true(model_folder_scale(&f, 2, 0) == 0.5F);
     model_folder_close(&f);
 }
 

@@ -332,3 +332,21 @@ enum status json_text(const char **value, const cJSON *object, const char *field
     *value = item ? item->valuestring : fallback;
     return OK;
 }
+
+const char *json_shown(const cJSON *value)
+{
+    static _Thread_local char text[64];
+    char *printed = cJSON_PrintUnformatted(value);
+    snprintf(text, sizeof text, "%s", printed ? printed : "?");
+    if (printed && strlen(printed) >= sizeof text) memcpy(text + sizeof text - 4, "...", 4);
+    cJSON_free(printed);
+    return text;
+}
+
+bool json_is_off(const cJSON *value)
+{
+    if (cJSON_IsNull(value) || cJSON_IsFalse(value)) return true;
+    if (cJSON_IsNumber(value)) return value->valuedouble == 0;
+    if (cJSON_IsString(value)) return value->valuestring[0] == '\0';
+    return (cJSON_IsArray(value) || cJSON_IsObject(value)) && !value->child;
+}

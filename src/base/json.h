@@ -38,6 +38,11 @@ MUST_USE enum status json_bool(bool *value, const cJSON *object, const char *fie
 MUST_USE enum status json_text(const char **value, const cJSON *object, const char *field, const char *fallback,
                                const char *name);
 
+// A value as it stands in the file, cut short, for messages. Valid until the next call in this thread.
+const char *json_shown(const cJSON *value);
+// Null, false, 0, or empty.
+bool json_is_off(const cJSON *value);
+
 // A growing text with JSON writers: comma placement is automatic inside json_begin/json_end pairs.
 struct json_out {
     char *text; // NUL-terminated; freed by json_out_free

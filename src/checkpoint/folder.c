@@ -150,31 +150,58 @@ static enum status check_tensor(const struct param *p, const struct found *found
     return OK;
 }
 
-// NAME.weight -> NAME.weight_scale
+// Values of a scale, which the files of others also hold in 16 bits.
+static float scale_value(const struct stored_tensor *t, long i)
+{
+    float value;
+    uint16_t half;
+    if (t->type == F32) memcpy(&value, t->data + i * 4, sizeof value);
+    else memcpy(&half, t->data + i * 2, sizeof half);
+    return t->type == F32 ? value : t->type == BF16 ? bf16_to_float(half) : f16_to_float(half);
+}
+
+static enum status check_scale(const struct model_folder *f, long i, const struct found *scale)
+{
+    static const char *const of[] = {"tensor", "output channel", "block"};
+    const struct param *p = &f->params.item[i];
+    const struct stored_tensor *t = scale->tensor;
+    struct scale_grid g = scale_grid_of(f->config.scaling, p->rows, p->columns);
+    bool one = f->config.scaling == SCALING_TENSOR;
+    bool shaped = one ? t->elements == 1 : t->rank == 2 && t->shape[0] == g.rows && t->shape[1] == g.columns;
+    if (!shaped || (t->type != F32 && t->type != BF16 && t->type != F16)) {
+        char shape[200], wanted[64] = "one number";
+        shape_text(shape, sizeof shape, t);
+        if (!one) snprintf(wanted, sizeof wanted, "F32 [%ld, %ld]", g.rows, g.columns);
+        return fail(ERR_FORMAT, "%s: tensor %s is %s %s, expected %s (config.json says a scale per %s)", scale->file,
+                    t->name, t->dtype, shape, wanted, of[f->config.scaling]);
+    }
+    for (long j = 0; j < t->elements; j++) {
+        float value = scale_value(t, j);
+        if (!(value > 0 && value <= 3.4e38f))
+            return fail(ERR_FORMAT, "%s: tensor %s holds %g, expected positive numbers", scale->file, t->name, value);
+    }
+    return OK;
+}
+
+// NAME.weight -> NAME.weight_scale, or NAME.weight_scale_inv, which multiplies just so.
 static enum status find_scale(struct model_folder *f, long i, struct found *all, long n)
 {
     const struct param *p = &f->params.item[i];
     char name[sizeof p->name + 16];
-    snprintf(name, sizeof name, "%s_scale_inv", p->name);
-    const struct found *block = find(all, n, name);
-    if (block)
-        return fail(ERR_FORMAT, "%s: tensor %s: scales per block are not implemented (only one per tensor is)",
-                    block->file, name);
     snprintf(name, sizeof name, "%s_scale", p->name);
     struct found *scale = find(all, n, name);
-    if (!scale) return fail(ERR_FORMAT, "%s: tensor %s is F8_E4M3, but %s is missing", f->path, p->name, name);
-    const struct stored_tensor *t = scale->tensor;
-    if (t->type != F32 || t->elements != 1) {
-        char shape[200];
-        shape_text(shape, sizeof shape, t);
-        return fail(ERR_FORMAT, "%s: tensor %s is %s %s, expected one F32 number", scale->file, name, t->dtype, shape);
-    }
-    float value;
-    memcpy(&value, t->data, sizeof value);
-    if (!(value > 0 && value <= 3.4e38f))
-        return fail(ERR_FORMAT, "%s: tensor %s is %g, expected a positive number", scale->file, name, value);
+    snprintf(name, sizeof name, "%s_scale_inv", p->name);
+    struct found *other = find(all, n, name);
+    if (scale && other)
+        return fail(ERR_FORMAT, "%s: tensor %s has both _scale and _scale_inv (only one of them can be meant)",
+                    scale->file, p->name);
+    if (!scale) scale = other;
+    if (!scale)
+        return fail(ERR_FORMAT, "%s: tensor %s is F8_E4M3, but %s_scale%s is missing", f->path, p->name, p->name,
+                    f->config.scaling == SCALING_BLOCK ? "_inv" : "");
+    TRY(check_scale(f, i, scale));
     scale->used = true;
-    f->scale[i] = t;
+    f->scale[i] = scale->tensor;
     return OK;
 }
 
@@ -289,11 +316,26 @@ void model_folder_close(struct model_folder *f)
 
 // ---- values ----
 
-float model_folder_scale(const struct model_folder *f, long i)
+static struct scale_grid grid_of(const struct model_folder *f, long i)
 {
-    float scale = 1;
-    if (f->scale[i]) memcpy(&scale, f->scale[i]->data, sizeof scale);
-    return scale;
+    return scale_grid_of(f->config.scaling, f->params.item[i].rows, f->params.item[i].columns);
+}
+
+float model_folder_scale(const struct model_folder *f, long i, long element)
+{
+    struct scale_grid g = grid_of(f, i);
+    return f->scale[i] ? scale_value(f->scale[i], scale_at(&g, element)) : 1;
+}
+
+static void read_fp8(float *to, const struct model_folder *f, long i, const uint8_t *code, long from, long n)
+{
+    struct scale_grid g = grid_of(f, i);
+    for (long at = 0, run; at < n; at += run) {
+        float scale = scale_value(f->scale[i], scale_at(&g, from + at));
+        run = scale_run(&g, from + at);
+        if (run > n - at) run = n - at;
+        for (long j = at; j < at + run; j++) to[j] = e4m3_to_float(code[j]) * scale;
+    }
 }
 
 void model_folder_read(float *to, const struct model_folder *f, long i, long from, long n)
@@ -301,7 +343,6 @@ void model_folder_read(float *to, const struct model_folder *f, long i, long fro
     const struct stored_tensor *t = f->stored[i];
     CHECK(from >= 0 && n >= 0 && from + n <= t->elements);
     const uint8_t *data = t->data + from * dtype_size(t->type);
-    float scale = model_folder_scale(f, i);
     uint16_t half;
     switch ((enum dtype)t->type) {
     case F32: memcpy(to, data, (size_t)n * sizeof *to); break;
@@ -317,9 +358,7 @@ void model_folder_read(float *to, const struct model_folder *f, long i, long fro
             to[j] = f16_to_float(half);
         }
         break;
-    case F8_E4M3:
-        for (long j = 0; j < n; j++) to[j] = e4m3_to_float(data[j]) * scale;
-        break;
+    case F8_E4M3: read_fp8(to, f, i, data, from, n); break;
     default: CHECK(!"a dtype that open() accepts");
     }
 }

@@ -14,7 +14,7 @@ struct model_folder {
     long shards;
     struct param_list params;              // what the config says must be there
     const struct stored_tensor **stored;   // [params.n] where each is
-    const struct stored_tensor **scale;    // [params.n] FP8 weight_scale, NULL where none
+    const struct stored_tensor **scale;    // [params.n] scale of FP8 values, NULL where none
 };
 // Opens and checks everything but the values: every tensor of the parameter table exists once with the right shape and
 // a dtype we read; an index may not name files outside the folder. ERR_IO, ERR_FORMAT. Tensors we do not know are
@@ -26,7 +26,8 @@ void model_folder_close(struct model_folder *f);
 // Values of tensor i as f32 (scales applied): elements [from, from + n).
 void model_folder_read(float *to, const struct model_folder *f, long i, long from, long n);
 
-float model_folder_scale(const struct model_folder *f, long i); // of FP8 values; 1 for others
+// What multiplies that element of an FP8 tensor; 1 for others.
+float model_folder_scale(const struct model_folder *f, long i, long element);
 
 // n floats as elements of `dtype` (not F8) and back: for whoever writes what it has read.
 void values_from_float(void *to, enum dtype dtype, const float *from, long n);

@@ -9,6 +9,19 @@ enum { CHUNK = 1 << 18 }; // elements converted at a time
 
 // ---- reading ----
 
+// The scales of each row's blocks, repeated for every row of a block.
+static void load_scales(const struct kernels *k, const struct model_folder *f, long i, struct tensor to, float *values)
+{
+    const struct param *p = &f->params.item[i];
+    long columns = to.scale_columns, most = CHUNK / columns;
+    for (long row = 0, n; row < p->rows; row += n) {
+        n = p->rows - row < most ? p->rows - row : most;
+        for (long j = 0; j < n * columns; j++)
+            values[j] = model_folder_scale(f, i, (row + j / columns) * p->columns + j % columns * SCALE_BLOCK);
+        k->from_host(to.scale + row * columns, values, n * columns * (long)sizeof *values);
+    }
+}
+
 static enum status load_tensor(struct model *m, struct tensor to, const struct model_folder *f, long i, float *values,
                                void *converted)
 {
@@ -21,7 +34,7 @@ static enum status load_tensor(struct model *m, struct tensor to, const struct m
             return fail(ERR_FORMAT, "%s: tensor %s is %s in an FP8 model, which is not implemented", f->path, t->name,
                         t->dtype);
         if (!mapped) k->from_host(to.data, t->data, t->bytes);
-        k->fill((struct tensor){.data = to.scale, .dtype = F32}, model_folder_scale(f, i), f->params.item[i].rows);
+        load_scales(k, f, i, to, values);
         return OK;
     }
     if (mapped) return OK;

@@ -20,7 +20,8 @@ static const struct setting rows[] = {
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL, "model folder (or a run: its newest checkpoint)"},
     {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "folder to write"},
     {"format", SETTING_CHOICE, AT(format), "fp8", 0, 0, "fp8", "format of the weights (fp8: e4m3)"},
-    {"scale", SETTING_CHOICE, AT(scale), "tensor", 0, 0, "tensor", "what has a scale of its own"},
+    {"scale", SETTING_CHOICE, AT(scale), "tensor", 0, 0, "tensor|channel|block",
+     "what has a scale of its own: a matrix, an output channel of it, a block of 128 x 128"},
     {"data", SETTING_TEXT, AT(data), NULL, 0, 0, NULL, "PREFIX of prepared data: perplexity before and after, KL"},
     {"data-split", SETTING_TEXT, AT(split), "valid", 0, 0, NULL, "which part of it: train, valid or test"},
     {"seq-length", SETTING_LONG, AT(S), NULL, 1, 1 << 24, NULL,
@@ -143,7 +144,9 @@ static enum status quantize_folder(struct quantize_result *r, long *S, const str
     TRY(model_folder_open(&from, options.model));
     *S = options.S ? options.S : from.config.max_positions < 512 ? from.config.max_positions : 512;
     enum status status = check_data(*S, common->seed);
-    if (status == OK) status = quantize_fp8(r, &from, options.output);
+    enum scaling scaling = strcmp(options.scale, "channel") == 0 ? SCALING_CHANNEL
+                         : strcmp(options.scale, "block") == 0   ? SCALING_BLOCK : SCALING_TENSOR;
+    if (status == OK) status = quantize_fp8(r, &from, options.output, scaling);
     model_folder_close(&from);
     return status;
 }

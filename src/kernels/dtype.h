@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum dtype { F32, BF16, F64, F16, F8_E4M3, DTYPES };
+enum { SCALE_BLOCK = 128 }; // rows and columns of F8_E4M3 that share a scale, where blocks do
 
 static inline long dtype_size(enum dtype t)
 {

@@ -26,7 +26,6 @@ typedef void acc;
 // output row n (a per-tensor scale repeats), or, with scale_columns > 1, one per SCALE_BLOCK columns of each row:
 // scale[n * scale_columns + k / SCALE_BLOCK]. The rows of a block repeat it, for a part of a field need not begin where
 // a block does.
-enum { SCALE_BLOCK = 128 };
 struct tensor {
     void *data;
     float *scale;

@@ -7,6 +7,7 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "model/config_quant.h"
 
 // ---- which keys a config.json may have ----
 //
@@ -109,25 +110,6 @@ const char *arch_name(enum arch a)
     return arch_names[a];
 }
 
-// A value as it stands in the file, cut short, for messages. Valid until the next call in this thread.
-static const char *shown(const cJSON *value)
-{
-    static _Thread_local char text[64];
-    char *printed = cJSON_PrintUnformatted(value);
-    snprintf(text, sizeof text, "%s", printed ? printed : "?");
-    if (printed && strlen(printed) >= sizeof text) memcpy(text + sizeof text - 4, "...", 4);
-    cJSON_free(printed);
-    return text;
-}
-
-static bool is_off(const cJSON *value)
-{
-    if (cJSON_IsNull(value) || cJSON_IsFalse(value)) return true;
-    if (cJSON_IsNumber(value)) return value->valuedouble == 0;
-    if (cJSON_IsString(value)) return value->valuestring[0] == '\0';
-    return (cJSON_IsArray(value) || cJSON_IsObject(value)) && !value->child;
-}
-
 static enum status check_keys(const cJSON *json, enum arch arch, const char *name)
 {
     for (const cJSON *item = json->child; item; item = item->next) {
@@ -138,11 +120,11 @@ static enum status check_keys(const cJSON *json, enum arch arch, const char *nam
         if (!key && item->string[0] == '_') continue; // private notes of the library that wrote the file
         if (key && key->rule == KEY_ONE) {
             if (cJSON_IsNull(item) || (cJSON_IsNumber(item) && item->valuedouble == 1)) continue;
-        } else if (is_off(item)) {
+        } else if (json_is_off(item)) {
             continue;
         }
-        return fail(ERR_FORMAT, "%s: %.60s is %s, which is not implemented for %s", name, item->string, shown(item),
-                    arch_name(arch));
+        return fail(ERR_FORMAT, "%s: %.60s is %s, which is not implemented for %s", name, item->string,
+                    json_shown(item), arch_name(arch));
     }
     return OK;
 }
@@ -171,14 +153,14 @@ static enum status read_arch(enum arch *arch, const cJSON *json, const char *nam
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, "architectures");
     if (!list) return fail(ERR_FORMAT, "%s: architectures is missing", name);
     if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != 1 || !cJSON_IsString(list->child))
-        return fail(ERR_FORMAT, "%s: architectures is %s, expected a list of one name", name, shown(list));
+        return fail(ERR_FORMAT, "%s: architectures is %s, expected a list of one name", name, json_shown(list));
     for (int a = 0; a < ARCHS; a++)
         if (strcmp(list->child->valuestring, arch_names[a]) == 0) {
             *arch = a;
             return OK;
         }
     return fail(ERR_FORMAT, "%s: architectures is %s, which is not supported (LlamaForCausalLM, MistralForCausalLM, "
-                "MixtralForCausalLM and SkyworkForCausalLM are)", name, shown(list));
+                "MixtralForCausalLM and SkyworkForCausalLM are)", name, json_shown(list));
 }
 
 static enum status check_model_type(const cJSON *json, enum arch arch, const char *name)
@@ -234,7 +216,7 @@ static enum status read_rope(double *theta, const cJSON *json, const char *field
         else if (whole) plain &= cJSON_IsNumber(item) && item->valuedouble == 1;
         else plain &= strcmp(item->string, "rope_theta") == 0;
     }
-    if (!plain) return fail(ERR_FORMAT, "%s: %s is %s, which is not implemented", name, field, shown(rope));
+    if (!plain) return fail(ERR_FORMAT, "%s: %s is %s, which is not implemented", name, field, json_shown(rope));
     return json_real(theta, rope, "rope_theta", *theta, 1e-3, 1e15, name);
 }
 
@@ -249,44 +231,12 @@ static enum status read_token(long *id, const cJSON *json, const char *field, lo
         const cJSON *first = item->child;
         if (!cJSON_IsNumber(first) || !(first->valuedouble >= 0 && first->valuedouble <= (double)max) ||
             first->valuedouble != (double)(long)first->valuedouble)
-            return fail(ERR_FORMAT, "%s: %s is %s, expected token ids from 0 to %ld", name, field, shown(item), max);
+            return fail(ERR_FORMAT, "%s: %s is %s, expected token ids from 0 to %ld", name, field, json_shown(item),
+                        max);
         *id = (long)first->valuedouble;
         return OK;
     }
     return json_long(id, json, field, fallback, -1, max, name);
-}
-
-static enum status read_quantization(enum quant *quant, const cJSON *json, const char *name)
-{
-    *quant = QUANT_NONE;
-    const cJSON *q = cJSON_GetObjectItemCaseSensitive(json, "quantization_config");
-    if (!q || cJSON_IsNull(q)) return OK;
-    if (!cJSON_IsObject(q))
-        return fail(ERR_FORMAT, "%s: quantization_config is %s, expected an object", name, shown(q));
-    const char *method, *scheme, *format;
-    TRY(json_text(&method, q, "quant_method", "", name));
-    if (strcmp(method, "fp8") != 0)
-        return fail(ERR_FORMAT, "%s: quantization_config.quant_method is \"%.40s\", which is not implemented (fp8 is)",
-                    name, method);
-    TRY(json_text(&scheme, q, "activation_scheme", "dynamic", name));
-    if (strcmp(scheme, "dynamic") != 0)
-        return fail(ERR_FORMAT, "%s: quantization_config.activation_scheme is \"%.40s\", which is not implemented "
-                    "(dynamic is)", name, scheme);
-    TRY(json_text(&format, q, "fmt", "e4m3", name));
-    if (strcmp(format, "e4m3") != 0)
-        return fail(ERR_FORMAT, "%s: quantization_config.fmt is \"%.40s\", which is not implemented (e4m3 is)", name,
-                    format);
-    for (const cJSON *item = q->child; item; item = item->next) {
-        static const char *const fine[] = {"quant_method", "activation_scheme", "fmt",
-                                           "ignored_layers", "modules_to_not_convert"};
-        bool known = is_off(item); // which tensors are FP8 is read off the tensors themselves
-        for (unsigned i = 0; i < sizeof fine / sizeof *fine; i++) known |= strcmp(item->string, fine[i]) == 0;
-        if (!known)
-            return fail(ERR_FORMAT, "%s: quantization_config.%.60s is %s, which is not implemented", name, item->string,
-                        shown(item));
-    }
-    *quant = QUANT_FP8;
-    return OK;
 }
 
 // num_experts is a list in Skywork's files.
@@ -299,7 +249,7 @@ static enum status read_skywork_experts(long *E, const cJSON *json, const char *
     if (!cJSON_IsNumber(item) || item->next != (cJSON_IsArray(list) ? NULL : list->next) ||
         !(item->valuedouble >= 0 && item->valuedouble <= 4096) || item->valuedouble != (double)(long)item->valuedouble)
         return fail(ERR_FORMAT, "%s: num_experts is %s, expected one whole number from 0 to 4096 in a list", name,
-                    shown(list));
+                    json_shown(list));
     *E = (long)item->valuedouble;
     if (*E == 1) *E = 0; // one expert that always has weight 1 is the dense network
     return OK;
@@ -386,7 +336,7 @@ static enum status read_window(struct config *c, const cJSON *json, const char *
         fine &= cJSON_IsString(t) && strcmp(t->valuestring, wanted) == 0;
     if (!fine)
         return fail(ERR_FORMAT, "%s: layer_types is %s, which is not implemented (every layer is %s here)", name,
-                    shown(types), wanted);
+                    json_shown(types), wanted);
     return OK;
 }
 
@@ -431,7 +381,7 @@ static enum status read_fields(struct config *c, const cJSON *json, const char *
         return fail(ERR_FORMAT, "%s: hidden_act is \"%.40s\", which is not implemented (silu is)", name, act);
     TRY(json_bool(&c->tied, json, "tie_word_embeddings", false, name));
     TRY(read_dtype(&c->dtype, json, name));
-    TRY(read_quantization(&c->quant, json, name));
+    TRY(quantization_read(c, json, name));
     TRY(json_real(&c->init_std, json, "initializer_range", 0.02, 0, 1e3, name));
     TRY(read_token(&c->bos, json, "bos_token_id", 1, c->V - 1, name));
     TRY(read_token(&c->eos, json, "eos_token_id", 2, c->V - 1, name));

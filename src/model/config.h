@@ -9,8 +9,10 @@
 
 enum arch { ARCH_LLAMA, ARCH_MISTRAL, ARCH_MIXTRAL, ARCH_SKYWORK, ARCH_SKYMOE };
 
-// Quantised weights of a folder (quantization_config); scales are per tensor here.
+// Quantised weights of a folder (quantization_config), and what has a scale of its own: a tensor, an output channel (a
+// row), a block of SCALE_BLOCK x SCALE_BLOCK elements.
 enum quant { QUANT_NONE, QUANT_FP8 };
+enum scaling { SCALING_TENSOR, SCALING_CHANNEL, SCALING_BLOCK };
 
 struct config {
     enum arch arch;
@@ -32,6 +34,7 @@ struct config {
     bool tied;            // tie_word_embeddings: the head is the embedding
     enum dtype dtype;     // torch_dtype: F32, BF16 or F16
     enum quant quant;
+    enum scaling scaling; // of quantised weights
     double init_std;      // initializer_range, informational
     long bos, eos, pad;   // token ids; -1: none
     char folder[4096];    // where it was read, for messages

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/decimal.h"
-#include "model/config.h"
+#include "model/config_quant.h"
 
 // ---- writing ----
 
@@ -133,8 +133,7 @@ static void put_config(FILE *o, const struct config *c, enum arch arch)
     put_shape(o, c, arch);
     put_text(o, "torch_dtype", dtypes[c->dtype]);
     put_experts(o, c, arch);
-    if (c->quant == QUANT_FP8)
-        put_word(o, "quantization_config", "{\"quant_method\": \"fp8\", \"activation_scheme\": \"dynamic\"}");
+    quantization_write(o, c);
     put_bool(o, "use_cache", true);
     fprintf(o, "\n}\n");
 }

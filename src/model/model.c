@@ -111,7 +111,7 @@ static void params_bind(struct model *m)
     for (struct param *q = m->params.item; q < m->params.item + m->params.n; q++) {
         q->value = *params_field(&m->p, q->kind, q->layer);
         q->value.data = part_of(&m->p, q);
-        if (q->value.scale) q->value.scale += q->part / q->columns;
+        if (q->value.scale) q->value.scale += q->part / q->columns * q->value.scale_columns;
         if (!m->o.training) continue;
         q->grad = part_of(&m->g, q);
         q->master = part_of(&m->master, q);

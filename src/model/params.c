@@ -112,6 +112,32 @@ struct tensor *params_field(const struct model_params *p, const struct param_kin
     return (struct tensor *)(base + kind->field);
 }
 
+// ---- FP8 ----
+
+struct scale_grid scale_grid_of(enum scaling scaling, long rows, long columns)
+{
+    struct scale_grid g = {.width = columns, .piece_rows = 1, .piece_columns = columns};
+    if (scaling == SCALING_BLOCK) g.piece_rows = g.piece_columns = SCALE_BLOCK;
+    if (scaling == SCALING_TENSOR) {
+        g.width = g.piece_columns = rows * columns;
+        rows = 1;
+    }
+    g.rows = (rows + g.piece_rows - 1) / g.piece_rows;
+    g.columns = (g.width + g.piece_columns - 1) / g.piece_columns;
+    return g;
+}
+
+long scale_at(const struct scale_grid *g, long element)
+{
+    return element / g->width / g->piece_rows * g->columns + element % g->width / g->piece_columns;
+}
+
+long scale_run(const struct scale_grid *g, long element)
+{
+    long column = element % g->width, of_piece = g->piece_columns - column % g->piece_columns;
+    return of_piece < g->width - column ? of_piece : g->width - column;
+}
+
 // ---- layout ----
 
 struct dtypes {
@@ -127,7 +153,9 @@ static void field_layout(struct tensor *t, struct arena *a, const struct config 
     if (t->dtype == DTYPES) return;
     long rows = copies(kind, c) * field_rows(kind, c);
     t->data = place ? place : arena_take(a, rows * config_dim(c, kind->columns), dtype_size(t->dtype));
-    if (t->dtype == F8_E4M3) t->scale = arena_take(a, rows, sizeof *t->scale);
+    if (t->dtype != F8_E4M3) return;
+    t->scale_columns = (int)scale_grid_of(c->scaling, rows, config_dim(c, kind->columns)).columns;
+    t->scale = arena_take(a, rows * t->scale_columns, sizeof *t->scale);
 }
 
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,

@@ -79,12 +79,22 @@ void param_list_free(struct param_list *list);
 // NULL when absent. `name` is the global name.
 struct param *param_find(const struct param_list *list, const char *name);
 
-// Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales), embedding and head in
-// `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out. For gradients, masters
-// and moments call with acc for each. `layer` points at room for L layer_params (NULL when measuring). Fields that have
-// data in `mapped` (NULL: none) keep their place and take no room; scales do.
+// Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales as c->scaling says),
+// embedding and head in `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out.
+// For gradients, masters and moments call with acc for each. `layer` points at room for L layer_params (NULL when
+// measuring). Fields that have data in `mapped` (NULL: none) keep their place and take no room; scales do.
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
                          enum dtype matrix, enum dtype other, enum dtype in_acc, const struct model_params *mapped);
+
+// The scales of an FP8 matrix: one for each piece of its elements, the pieces at its edges may be smaller.
+struct scale_grid {
+    long rows, columns; // of scales
+    long width;         // elements of a row of the matrix; of all of it where that has one scale
+    long piece_rows, piece_columns;
+};
+struct scale_grid scale_grid_of(enum scaling scaling, long rows, long columns);
+long scale_at(const struct scale_grid *g, long element);  // which scale is that element's
+long scale_run(const struct scale_grid *g, long element); // from it on, so many elements in a row have the same
 
 // Where `kind`'s field stands in p (layer < 0 for PER_MODEL).
 struct tensor *params_field(const struct model_params *p, const struct param_kind *kind, long layer);

@@ -1,4 +1,4 @@
-// Weights to FP8, folder to folder (facts: skywork.md 2.3; docs/formats.md).
+// Weights to FP8, folder to folder (docs/numerics.md, docs/formats.md).
 #ifndef SKYMOE_QUANT_QUANTIZE_H
 #define SKYMOE_QUANT_QUANTIZE_H
 
@@ -13,7 +13,9 @@ struct quantize_result {
     struct tensor_error *tensor; // freed by the caller
     long n;
 };
-// Per tensor scales; SkyworkForCausalLM: w1/w3 share one and q/k/v share one.
-MUST_USE enum status quantize_fp8(struct quantize_result *r, const struct model_folder *from, const char *to);
+// Of scales per tensor, SkyworkForCausalLM's w1 and w3 share one, and so do q, k and v. ERR_FORMAT: weights that are
+// not finite, or FP8 already.
+MUST_USE enum status quantize_fp8(struct quantize_result *r, const struct model_folder *from, const char *to,
+                                  enum scaling scaling);
 
 #endif
