@@ -16,6 +16,7 @@
 #include "quant/quantize.h"
 #include "train/balance.h"
 #include "train/optimizer.h"
+#include "train/trace.h"
 
 #include <cmocka.h> // last: it defines fail as a macro
 
@@ -444,6 +445,42 @@ static void test_adaptive_coefficients(void **state)
     golden_close(&g);
 }
 
+// What --dump-gradients writes, tensor by tensor.
+static void test_dumped_gradients(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        struct golden g;
+        struct model m;
+        struct safetensors dumped;
+        char base[] = "/tmp/skymoe-golden-XXXXXX", path[PATH_LENGTH];
+        golden_open(&g, cases[i]);
+        open_model(&m, &g, i % 2 ? F32 : F64, RECOMPUTE_NONE);
+        (void)run_step(&g, &m, NULL);
+        assert_non_null(mkdtemp(base));
+        OK_OR_FAIL(gradients_write(base, &m));
+        OK_OR_FAIL(path_join(path, base, "gradients.safetensors"));
+        OK_OR_FAIL(safetensors_open(&dumped, path));
+        for (long t = 0; t < dumped.n; t++) {
+            long n;
+            double *want = values_of(&g, "grad.", dumped.tensor[t].name, &n);
+            double *got = from_device(m.x.k, dumped.tensor[t].data, F32, n);
+            assert_int_equal(n, dumped.tensor[t].elements);
+            double error = difference(got, want, n);
+            if (!(error <= (i % 2 ? 5e-5 : 1e-7))) fail_msg("%s differs by %.2e", dumped.tensor[t].name, error);
+            test_free(want);
+            test_free(got);
+        }
+        long expected = 0;
+        for (long t = 0; t < g.values.n; t++) expected += !strncmp(g.values.tensor[t].name, "grad.", 5);
+        assert_int_equal(dumped.n, expected);
+        safetensors_close(&dumped);
+        OK_OR_FAIL(folder_remove(base));
+        model_free(&m);
+        golden_close(&g);
+    }
+}
+
 // Loss-free balancing: the biases after a step that begins with those of the folder, and what gates then read.
 static void test_bias(void **state)
 {
@@ -615,6 +652,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_two_adamw_steps),    cmocka_unit_test(test_adaptive_coefficients),
         cmocka_unit_test(test_decode),             cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_similarity),         cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_dumped_gradients),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

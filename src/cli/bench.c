@@ -5,14 +5,16 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "cli/bench_balance.h"
 #include "cli/command.h"
 #include "kernels/peak.h"
 #include "model/decode.h"
 #include "train/optimizer.h"
 
 static struct options {
-    bool kernels, train, decode, prefill;
+    bool kernels, train, decode, prefill, balance;
     const char *model;
+    struct balance_options runs; // of --balance
 } options;
 
 #define AT(field) offsetof(struct options, field)
@@ -21,13 +23,24 @@ static const struct setting rows[] = {
     {"train", SETTING_SWITCH, AT(train), NULL, 0, 0, NULL, "training steps, dense and mixture of experts"},
     {"decode", SETTING_SWITCH, AT(decode), NULL, 0, 0, NULL, "one sequence, token by token"},
     {"prefill", SETTING_SWITCH, AT(prefill), NULL, 0, 0, NULL, "a prompt of 512 tokens"},
+    {"balance", SETTING_SWITCH, AT(balance), NULL, 0, 0, NULL,
+     "no speed: short training runs that differ in how experts are balanced, and a table of what came of them"},
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
-     "config.json of the model rows; default: 4 layers of hidden 1024, ffn 2816, vocabulary 32000"},
+     "config.json of the model rows; default: 4 layers of hidden 1024, ffn 2816, vocabulary 32000. --balance: the "
+     "folder of a mixture that all runs start from"},
+    {"data", SETTING_TEXT, AT(runs.data), NULL, 0, 0, NULL,
+     "--balance: PREFIX of prepared data; without --model and --data a toy of 3 layers, 8 experts and made-up tokens "
+     "is trained from random weights: it shows the mechanics, its figures mean nothing for text"},
+    {"output", SETTING_TEXT, AT(runs.output), NULL, 0, 0, NULL,
+     "--balance: folder of the runs, which stay; runs found there go on, or count as they are when done"},
+    {"steps", SETTING_LONG, AT(runs.steps), "160", 1, 1e12, NULL, "--balance: steps of each run"},
+    {"data-skip", SETTING_LONG, AT(runs.data_skip), "0", 0, 0x1p53, NULL,
+     "--balance: first sample of --data, behind what --model has read"},
 };
 static const struct settings settings = {
     .command = "bench",
     .summary = "measures speed beside the machine's peaks",
-    .usage = "[--kernels] [--train] [--decode] [--prefill] (default: all of them)",
+    .usage = "[--kernels] [--train] [--decode] [--prefill] (default: all of them) | --balance --output DIR",
     .row = rows,
     .n = sizeof rows / sizeof *rows,
     .options = &options,
@@ -325,6 +338,11 @@ static enum status run(int argc, char **argv)
     bool done;
     TRY(command_start(&settings, &common, NULL, &done, argc, argv));
     if (done) return OK;
+    if (options.balance) {
+        options.runs.model = options.model;
+        options.runs.seed = common.seed;
+        return bench_balance(&options.runs, common.json);
+    }
     if (!options.kernels && !options.train && !options.decode && !options.prefill)
         options.kernels = options.train = options.decode = options.prefill = true;
     struct config c = default_config();

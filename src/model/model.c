@@ -52,6 +52,7 @@ static void model_layout(struct model *m)
         if (m->c.E) m->balance = arena_take(&m->host, m->c.L, sizeof *m->balance);
     }
     m->x.angle = arena_take(&m->scratch_arena, o->positions * m->c.C, dtype_size(acc_type));
+    if (o->given_routing) m->given = arena_take(&m->scratch_arena, m->c.L * T * m->c.K, sizeof *m->given);
     m->batch_ints = arena_take(&m->scratch_arena, 4 * T, sizeof *m->batch_ints);
     m->out = arena_take(&m->scratch_arena, T * D, el_size);
     head_scratch_layout(&m->head, &m->scratch_arena, &m->x, T, o->training);

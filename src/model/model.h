@@ -13,6 +13,7 @@ struct model_options {
     enum recompute recompute;
     long recompute_layers;     // the first this many layers recompute; -1: all
     struct moe_rule rule;
+    bool given_routing;        // room for the routing of a micro-batch that is decided elsewhere
     enum quant weights;        // QUANT_FP8: matrices are held as F8_E4M3 with scales (inference only)
     const struct model_params *mapped; // inference: fields with data lie in mapped files and are used where they are
                                // (they outlive the model, are only read, and aligned to their elements); NULL: none
@@ -33,6 +34,7 @@ struct model {
     struct head_scratch head;
     el *out;                       // [T, D] of the last layer
     el *dy;                        // [T, D] gradient of a layer's output, while backward walks down
+    int *given;                    // [L, T, K] of the largest micro-batch, for balance[l].given; NULL without room
     int *batch_ints;               // device copy of the batch: token, target, position, start, [T] each
     struct arena parameters, gradients, optimizer, activations, scratch_arena, host;
 };

@@ -101,6 +101,12 @@ const struct setting train_rows[] = {
      "--moe-aux-loss bias: how far a step moves the bias of each expert"},
     {"moe-z-loss-coeff", SETTING_REAL, AT(z_coeff), "0", 0, 1e6, NULL,
      "coefficient of the router z-loss, mean logsumexp(logits)^2; 0: none"},
+    {"dump-gradients", SETTING_TEXT, AT(dump_gradients), NULL, 0, 0, NULL,
+     "folder for gradients.safetensors: f32 gradients of the first step of this call, before clipping"},
+    {"dump-routing", SETTING_TEXT, AT(dump_routing), NULL, 0, 0, NULL,
+     "file for the routing of every step of this call, a line of JSON for each step, layer and token"},
+    {"replay-routing", SETTING_TEXT, AT(replay_routing), NULL, 0, 0, NULL,
+     "such a file: its experts and drops are taken instead of the router's choice"},
 };
 const long train_rows_n = sizeof train_rows / sizeof *train_rows;
 
@@ -151,7 +157,7 @@ enum status train_options_check(const struct train_options *o)
 static const char *const overridable[] = {
     "output", "resume", "data-restart", "train-steps", "lr", "min-lr", "lr-schedule", "lr-warmup-steps",
     "lr-decay-steps", "wsd-decay-steps", "save-interval", "keep", "eval-interval", "log-interval", "recompute",
-    "recompute-layers", "memory-limit-gib",
+    "recompute-layers", "memory-limit-gib", "dump-gradients", "dump-routing", "replay-routing",
 };
 
 static bool may_override(const char *name, const struct train_options *o)
@@ -204,6 +210,9 @@ enum status train_options_resume(struct train_options *o, const bool *set, const
     stored.resume = o->resume;
     stored.data_restart = o->data_restart;
     stored.output = o->output;
+    stored.dump_gradients = o->dump_gradients;
+    stored.dump_routing = o->dump_routing;
+    stored.replay_routing = o->replay_routing;
     stored.eval_required = o->eval_required;
     *o = stored;
     return OK;
@@ -253,6 +262,9 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
         for (size_t i = 0; set && i < sizeof moe_only / sizeof *moe_only; i++)
             if (set[row_of(moe_only[i])]) log_warning("--%s: has no effect on a dense model", moe_only[i]);
     }
+    if (!c->E && (o->dump_routing || o->replay_routing))
+        return fail(ERR_CONFIG, "--%s: a dense model routes nothing (leave it out)",
+                    o->dump_routing ? "dump-routing" : "replay-routing");
     bool bias = !strcmp(o->aux_loss, "bias"), none = bias || !strcmp(o->aux_loss, "none");
     bool is_switch = !strcmp(o->aux_loss, "switch");
     double weaker = is_switch && c->E ? 2.0 / (double)c->E : 1; // its gradient is E/2 times skywork's
@@ -308,6 +320,7 @@ struct model_options train_model_options(const struct train_options *o)
                      : !strcmp(o->recompute, "moe") ? RECOMPUTE_MOE
                                                     : RECOMPUTE_NONE,
         .recompute_layers = o->recompute_layers,
+        .given_routing = o->replay_routing != NULL,
         .rule = {.capacity = o->capacity,
                  .virtual_capacity = o->virtual_capacity,
                  .policy = !strcmp(o->drop_policy, "position") ? DROP_POSITION : DROP_PROBS,

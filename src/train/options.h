@@ -37,6 +37,7 @@ struct train_options {
     double aux_xi, aux_beta;
     const char *aux_scope;
     double bias_rate, z_coeff;
+    const char *dump_gradients, *dump_routing, *replay_routing; // of one call: a resumed run does not inherit them
 };
 
 extern const struct setting train_rows[];

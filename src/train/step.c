@@ -82,10 +82,11 @@ static void add_source_losses(struct trainer *t, const struct batch *b, long fir
     }
 }
 
-// Gradients of the whole step; returns the sum of CE over its unmasked targets.
-static double forward_backward(struct trainer *t, long targets)
+// Gradients of the whole step, and in *sum the CE over its unmasked targets.
+static enum status forward_backward(struct trainer *t, long targets, double *sum)
 {
-    double sum = 0;
+    *sum = 0;
+    if (t->replayed.given) TRY(routing_read(&t->replayed, t->result.step));
     model_zero_gradients(&t->model);
     balance_begin(&t->model);
     for (long s = 0; s < t->data.sources; s++) {
@@ -96,12 +97,15 @@ static double forward_backward(struct trainer *t, long targets)
         long left = t->o.global_batch - first;
         struct batch b = batch_of(t, first, left < t->model.o.B ? left : t->model.o.B);
         double share = (double)b.B / (double)t->o.global_batch; // T_m / T_step
-        sum += model_forward_backward(&t->model, &b, targets ? 1 / (double)targets : 0, share);
+        if (t->replayed.given) routing_force(&t->replayed, &t->model, first * b.S, b.B * b.S);
+        *sum += model_forward_backward(&t->model, &b, targets ? 1 / (double)targets : 0, share);
+        if (t->routing.expert) TRY(routing_write(&t->routing, &t->model, t->result.step, first * b.S, b.B * b.S));
         if (t->data.sources > 1) add_source_losses(t, &b, first);
     }
     for (long s = 0; s < t->data.sources; s++)
         t->result.source_loss[s] = t->source_n[s] ? t->source_sum[s] / (double)t->source_n[s] : NAN;
-    return sum;
+    if (t->o.dump_gradients && t->state.step == t->started_step) TRY(gradients_write(t->o.dump_gradients, &t->model));
+    return OK;
 }
 
 static void summarise_balance(struct trainer *t)
@@ -153,7 +157,8 @@ enum status trainer_step(struct trainer *t)
     r->step = t->state.step + 1;
     r->lr = schedule_lr(&t->schedule, r->step);
     TRY(read_samples(t, &targets));
-    double sum = forward_backward(t, targets);
+    double sum;
+    TRY(forward_backward(t, targets, &sum));
     r->loss = targets ? sum / (double)targets : NAN;
     summarise_balance(t);
     update(t);

@@ -228,8 +228,12 @@ static enum status open_all(struct trainer *t, const bool *set)
     TRY(train_options_check(&t->o));
     t->o.eval_required = t->o.eval_interval && train_option_given(set, "eval-interval");
     TRY(t->o.resume ? open_resumed(t, set) : open_new(t, set));
+    t->started_step = t->state.step;
     record_start(t);
-    return make_run_folder(t);
+    if (t->o.replay_routing)
+        TRY(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S));
+    TRY(make_run_folder(t));
+    return t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK;
 }
 
 enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set)
@@ -242,6 +246,8 @@ enum status trainer_open(struct trainer *t, const struct train_options *o, const
 
 void trainer_close(struct trainer *t)
 {
+    if (t->routing.expert) routing_write_abort(&t->routing); // what a failed run has routed is no whole file
+    routing_read_close(&t->replayed);
     if (t->metrics.jsonl >= 0) metrics_close(&t->metrics);
     step_free(t);
     balance_state_free(&t->state);
@@ -282,6 +288,11 @@ static void say_first_drops(const struct trainer *t)
              100 * most);
 }
 
+static enum status close_routing(struct trainer *t)
+{
+    return t->routing.expert ? routing_write_close(&t->routing) : OK;
+}
+
 enum status trainer_run(struct trainer *t)
 {
     t->started = seconds_now();
@@ -302,5 +313,5 @@ enum status trainer_run(struct trainer *t)
             break;
         }
     }
-    return OK;
+    return close_routing(t);
 }

@@ -7,6 +7,7 @@
 #include "base/metrics.h"
 #include "eval/evaluate.h"
 #include "train/options.h"
+#include "train/trace.h"
 
 // What one step gave, for its row of metrics and its line of progress.
 struct step_result {
@@ -42,6 +43,8 @@ struct trainer {
     float *losses;               // [T] of one micro-batch, for losses per source
     double *source_sum;          // [sources]
     long *source_n;              // [sources]
+    struct routing_writer routing;  // --dump-routing; expert NULL without
+    struct routing_reader replayed; // --replay-routing; given NULL without
     double started;              // when this process began to train
     long started_step;
 };

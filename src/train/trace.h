@@ -1,0 +1,43 @@
+// What makes two runs comparable number by number: the gradients of a step as a file, routing as a file, and a file's
+// routing instead of one's own (docs/formats.md).
+#ifndef SKYMOE_TRAIN_TRACE_H
+#define SKYMOE_TRAIN_TRACE_H
+
+#include "base/files.h"
+#include "model/model.h"
+
+// FOLDER/gradients.safetensors: every gradient of m in f32 under its parameter's name.
+MUST_USE enum status gradients_write(const char *folder, const struct model *m);
+
+// ---- routing, one JSON object a line: {step, layer, token, experts, weights, dropped} ----
+//
+// token counts through the step's samples: sample * S + position, so that a line means the same in every layout.
+
+struct routing_writer {
+    struct output out;
+    int *expert, *row;   // [T K] host
+    float *weight;       // [T K]
+};
+MUST_USE enum status routing_write_open(struct routing_writer *w, const char *path, const struct model *m);
+// After a micro-batch's forward, whose first token is `first` of the step.
+MUST_USE enum status routing_write(struct routing_writer *w, const struct model *m, long step, long first, long T);
+MUST_USE enum status routing_write_close(struct routing_writer *w); // the file appears
+void routing_write_abort(struct routing_writer *w);
+
+struct routing_reader {
+    char path[PATH_LENGTH];
+    struct file_map map;
+    long at, line;       // of the next line to read
+    long L, E, K, T;     // T: tokens of a step
+    int *given;          // [L, T, K] of the present step, as kernels' route_given wants it
+    bool *seen;          // [L, T]
+};
+MUST_USE enum status routing_read_open(struct routing_reader *r, const char *path, const struct config *c, long T);
+// The lines of `step`, which must name every layer and token once; lines of earlier steps are passed over, so steps of
+// the file ascend. Within a step the order is free. ERR_FORMAT names file and line.
+MUST_USE enum status routing_read(struct routing_reader *r, long step);
+// Makes m route tokens [first, first + T) of the step so.
+void routing_force(const struct routing_reader *r, struct model *m, long first, long T);
+void routing_read_close(struct routing_reader *r);
+
+#endif
