@@ -144,6 +144,28 @@ static void sound(const char *text)
     lacks(text, "inf\"");
 }
 
+// Several mixtures: means over their layers, a line for each; dense runs are not among them.
+static void test_side_by_side(void **state)
+{
+    (void)state;
+    put_run("plain", 40, false);
+    put_run("one", 60, true);
+    put_run("two", 50, true);
+    const char *runs[] = {strdup(in_root("plain")), strdup(in_root("one")), strdup(in_root("two"))};
+    char *text = page(runs, 3, NULL);
+    sound(text);
+    has(text, "Mixtures side by side");
+    has(text, "one: 2.75 at 60 k tokens"); // Max1 / Max2: 2.25 and 3.25
+    has(text, "two: 2.75 at 50 k tokens");
+    has(text, "one: 6.25 % at 60 k tokens"); // drop rate
+    has(text, "two: 0.0125 at 50 k tokens"); // coefficient
+    has(text, "two: 0.625 at 50 k tokens");  // similarity: 0.5 and 0.75
+    has(text, "one: 0.625 at 10 k tokens");
+    lacks(text, "plain: 2.75");
+    for (int i = 0; i < 3; i++) free((char *)runs[i]);
+    free(text);
+}
+
 static void test_facts(void **state)
 {
     (void)state;
@@ -193,6 +215,7 @@ static void test_facts(void **state)
     }
     assert_int_equal(count(text, "<rect "), 2 * 3 + 2 * 3 * 60); // all layers; two layers over time in 60 columns
     has(text, "prefers-color-scheme:dark");
+    lacks(text, "Mixtures side by side"); // one alone
     free(text);
     free((char *)runs[0]);
     free((char *)runs[1]);
@@ -398,6 +421,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_facts),   cmocka_unit_test(test_escaping),   cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_side_by_side),
         cmocka_unit_test(test_sparse),  cmocka_unit_test(test_same_names), cmocka_unit_test(test_broken),
         cmocka_unit_test(test_command), cmocka_unit_test(test_numbers),
     };

@@ -473,8 +473,10 @@ static void put_color(struct markup *m, char kind, long index, struct rgb c)
 void chart_colors(struct markup *m, bool dark)
 {
     // Okabe and Ito's series colours, deepened on white and lightened on black until thin lines are readable.
-    static const char *const light_series[] = {"#0072b2", "#d55e00", "#00855f", "#a8487f", "#3b8fc4", "#a67c00"};
-    static const char *const dark_series[] = {"#4aa8e8", "#ff8a3d", "#2fc79b", "#e79ac6", "#9ad0f5", "#f0c440"};
+    static const char *const light_series[] = {"#0072b2", "#d55e00", "#00855f", "#a8487f", "#3b8fc4", "#a67c00",
+                                               "#6a51a3", "#5f5f5f"};
+    static const char *const dark_series[] = {"#4aa8e8", "#ff8a3d", "#2fc79b", "#e79ac6", "#9ad0f5", "#f0c440",
+                                              "#b9a4e8", "#b5b5b5"};
     static const struct rgb light_heat[] = {{22, 76, 143},   {88, 150, 200}, {184, 213, 233}, {244, 244, 241},
                                             {250, 208, 160}, {230, 130, 46}, {150, 62, 4}};
     static const struct rgb dark_heat[] = {{110, 184, 255}, {62, 124, 186}, {42, 72, 104}, {40, 44, 50},

@@ -59,8 +59,8 @@ struct heat {
 };
 void chart_heat(struct markup *m, const struct heat *h);
 
-// The custom properties that charts use: --s0..5 runs and --h0..20 heat levels; --l0.. the layers of one run.
-enum { CHART_SERIES = 6 };
+// The custom properties that charts use: --s0..7 runs and --h0..20 heat levels; --l0.. the layers of one run.
+enum { CHART_SERIES = 8 };
 void chart_colors(struct markup *m, bool dark);
 void chart_layer_colors(struct markup *m, long layers, bool dark);
 

@@ -345,6 +345,101 @@ void figures_experts(struct page *p, const struct report_run *r, long index)
     markup_print(p->m, "</div></section>\n");
 }
 
+// ---- several mixtures in one picture ----
+
+// Mean over layers of y[layer][bin] (across: y[evaluation][layer]).
+static void layers_mean(double *mean, const double *y, long n, long layers, long stride, bool across)
+{
+    for (long i = 0; i < n; i++) {
+        double sum = 0;
+        for (long l = 0; l < layers; l++) sum += across ? y[i * layers + l] : y[l * stride + i];
+        mean[i] = sum / (double)layers; // NaN where a layer has none
+    }
+}
+
+// Points of a line: bins without a training step have no value and would cut it.
+static long without_gaps(double *x, double *y, long n)
+{
+    long kept = 0;
+    for (long i = 0; i < n; i++) {
+        if (!isfinite(y[i])) continue;
+        x[kept] = x[i];
+        y[kept++] = y[i];
+    }
+    return kept;
+}
+
+enum { SIMILARITY = LAYER_FIELDS }; // after the fields of layers
+
+static struct curve mixture_curve(struct page *p, const struct report_run *r, int field)
+{
+    bool evaluations = field == SIMILARITY;
+    long n = evaluations ? r->similarities ? r->evals : 0 : r->bins_used;
+    double *x = numbers(p, n), *mean = numbers(p, n);
+    struct curve c = {0};
+    if (x && mean) {
+        for (long i = 0; i < n; i++) x[i] = evaluations ? r->eval_tokens[i] : r->bin_tokens[i];
+        if (evaluations) layers_mean(mean, r->similarity, n, r->similarities, 0, true);
+        else layers_mean(mean, r->layer[field], n, r->L, r->bins, false);
+        c = smooth(p, x, mean, without_gaps(x, mean, n), evaluations);
+    }
+    free(x);
+    free(mean);
+    return c;
+}
+
+static void mixtures_chart(struct page *p, const char *title, const char *note, const char *unit,
+                           enum chart_unit y_unit, int field, bool from_zero)
+{
+    struct chart_line *line = calloc((size_t)p->runs + 1, sizeof *line);
+    struct curve *curve = calloc((size_t)p->runs + 1, sizeof *curve);
+    long lines = 0;
+    if (!line || !curve) p->failed = true;
+    for (long i = 0; !p->failed && i < p->runs; i++) {
+        const struct report_run *r = &p->run[i];
+        if (!r->L) continue;
+        curve[i] = mixture_curve(p, r, field);
+        if (!curve[i].n) continue;
+        line[lines] = (struct chart_line){
+            .label = r->label, .x = curve[i].x, .y = curve[i].y, .n = curve[i].n, .points = field == SIMILARITY};
+        series_color(line[lines++].color, i); // the run's colour in every chart
+    }
+    if (!p->failed && lines)
+        chart_lines(p->m, &(struct chart){.title = title,
+                                          .note = note,
+                                          .x_label = "tokens",
+                                          .y_label = unit,
+                                          .x_unit = UNIT_COUNT,
+                                          .y_unit = y_unit,
+                                          .line = line,
+                                          .lines = lines,
+                                          .from_zero = from_zero});
+    for (long i = 0; curve && i < p->runs; i++) curve_free(&curve[i]);
+    free(line);
+    free(curve);
+}
+
+void figures_mixtures(struct page *p)
+{
+    long mixtures = 0;
+    for (long i = 0; i < p->runs; i++) mixtures += p->run[i].L > 0;
+    if (mixtures < 2) return;
+    markup_print(p->m, "<section><h2>Mixtures side by side</h2><div class=\"grid\">");
+    mixtures_chart(p, "Drop rate, mean over layers", "Assignments over an expert's capacity.", "share dropped",
+                   UNIT_PERCENT, LAYER_DROP, true);
+    mixtures_chart(p, "Overload, mean over layers", "Load of the busiest expert relative to an even share.",
+                   "max / mean", UNIT_NUMBER, LAYER_OVERLOAD, false);
+    mixtures_chart(p, "Coefficient, mean over layers", "Of the auxiliary loss; 0: none.", "coefficient", UNIT_NUMBER,
+                   LAYER_COEFF, true);
+    mixtures_chart(p, "Expert similarity, mean over layers", "Mean pairwise cosine, at evaluations. 1: copies.",
+                   "cosine", UNIT_NUMBER, SIMILARITY, false);
+    mixtures_chart(p, "Max1 / Max2, mean over layers", "How clearly the first choice stands out; 1: not at all.",
+                   "mean ratio of gates", UNIT_NUMBER, LAYER_MAX12, false);
+    mixtures_chart(p, "Max2 / Max3, mean over layers", "The same for the second choice and the third.",
+                   "mean ratio of gates", UNIT_NUMBER, LAYER_MAX23, false);
+    markup_print(p->m, "</div></section>\n");
+}
+
 // ---- all runs ----
 
 void figures_runs(struct page *p)

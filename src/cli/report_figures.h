@@ -15,6 +15,7 @@ struct page {
 };
 
 void figures_runs(struct page *p);                                             // loss, throughput, learning rate, norm
+void figures_mixtures(struct page *p);                                         // runs with layers, side by side
 void figures_experts(struct page *p, const struct report_run *r, long index);  // of a run with layers
 
 double last_finite(const double *x, long n);                   // NaN when there is none

@@ -263,6 +263,7 @@ static enum status page_write(struct page *p, const struct report_summary *s, co
     if (s->results) results_table(p, s);
     runs_table(p);
     figures_runs(p);
+    figures_mixtures(p);
     for (long i = 0; i < p->runs; i++)
         if (p->run[i].L || p->run[i].similarities) figures_experts(p, &p->run[i], i);
     if (s->samples) samples_section(p, s);
