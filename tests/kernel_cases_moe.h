@@ -8,17 +8,19 @@
 
 static const long gate_shapes[][3] = { // T E K
     {0, 4, 2}, {1, 2, 1}, {3, 2, 2}, {17, 5, 2}, {65, 8, 2}, {130, 16, 2}, {63, 16, 6}, {20, 65, 3}, {40, 128, 8},
+    {32, 33, 33},
 };
 static const double gate_lambdas[] = {1, 0, 0.5, 2};
 enum { GATE_SHAPES = sizeof gate_shapes / sizeof gate_shapes[0], GATES = GATE_SHAPES * 4 };
 
-// Logits: random; every third row small integers, so ties; every fifth all equal.
+// Logits: random; every third row small integers, so ties; every fifth all equal; every eleventh one is NaN.
 static void fill_logits(struct check *c, void *z, long T, long E)
 {
     for (long t = 0; t < T; t++)
         for (long e = 0; e < E; e++) {
             double x = (double)(float)(3 * draw(c));
-            put(z, (int)c->k->acc, t * E + e, t % 5 == 4 ? 0.75 : t % 3 == 2 ? floor(x) : x);
+            x = t % 5 == 4 ? 0.75 : t % 3 == 2 ? floor(x) : x;
+            put(z, (int)c->k->acc, t * E + e, t % 11 == 10 && e == t % E ? NAN : x);
         }
 }
 
@@ -97,13 +99,13 @@ static bool case_z_loss_backward(struct check *c, long shape)
     return true;
 }
 
-// Probabilities of T tokens over E experts.
+// Probabilities of T tokens over E experts; of many experts, one in nine has 0.
 static void *in_probabilities(struct check *c, long T, long E)
 {
     void *g = in_values(c, (int)c->k->acc, T * E);
     for (long t = 0; t < T; t++) {
         double sum = 0, p[256];
-        for (long e = 0; e < E; e++) sum += p[e] = exp(2 * draw(c));
+        for (long e = 0; e < E; e++) sum += p[e] = E < 16 || draw_below(c, 9) ? exp(2 * draw(c)) : 0;
         for (long e = 0; e < E; e++) put(g, (int)c->k->acc, t * E + e, (double)(float)(p[e] / sum));
     }
     return g;
@@ -166,6 +168,7 @@ static bool case_route(struct check *c, long shape)
     int *expert = in_experts(c, T, E, K, s[3]);
     void *g = in_values(c, (int)c->k->acc, T * E); // few values, so many ties
     for (long i = 0; i < T * E; i++) put(g, (int)c->k->acc, i, (double)draw_below(c, 6) / 8);
+    for (long i = 0; i < T * E; i += 13) put(g, (int)c->k->acc, i, i % 2 ? NAN : 0.5 + 0x1p-20 * (double)(i % 7));
     int *source = out(c, "source", INT, T * K, same), *row = out(c, "row", INT, T * K, same);
     long *first = out(c, "first", LONG, E + 1, same), *count = out(c, "count", LONG, E, same);
     long *R = out(c, "R", LONG, 1, same);

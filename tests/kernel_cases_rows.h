@@ -48,26 +48,23 @@ static bool case_zero(struct check *c, long shape)
     return true;
 }
 
-// All pairs of types; without scale exact, special values included; scaled, within one step of the result.
+// All pairs of types, special values and numbers between two results included: the same bits everywhere.
 static bool case_cast(struct check *c, long shape)
 {
     if (shape >= DTYPES * DTYPES * 6) return false;
     int to_type = (int)(shape % DTYPES), from_type = (int)(shape / DTYPES % DTYPES);
-    long how = shape / (DTYPES * DTYPES), rows = how ? 7 : 1, columns = how >= 3 ? 600 : 65;
-    static const double step[DTYPES] = {[F32] = 0x1p-23, [BF16] = 0x1p-7, [F64] = 0x1p-52, [F16] = 0x1p-10,
-                                        [F8_E4M3] = 0x1p-3};
-    static const double least[DTYPES] = {[F16] = 0x1p-24, [F8_E4M3] = 0x1p-9};
+    long how = shape / (DTYPES * DTYPES), rows = how ? 7 : 1, columns = how >= 3 ? 1300 : 65;
     static const double special[] = {0.0, -0.0, NAN, INFINITY, -INFINITY, 1e300, 1e-300, 448, 464, 65519, 65520,
-                                     0x1p-10, 0x1.8p-10, 0x1p-25, 0x1.000001p-25, 1 + 0x1p-9, 1 + 0x1.8p-8};
-    bool scaled = how && how != 3, blocks = how > 3;
-    struct bound b = {.relative = scaled ? step[to_type] : 0, .absolute = scaled ? least[to_type] : 0};
+                                     0x1p-10, 0x1.8p-10, 0x1p-25, 0x1.000001p-25, 1 + 0x1p-9, 1 + 0x1.8p-8,
+                                     1 + 0x1p-8 + 0x1p-23, 1 + 0x1p-8 + 0x1p-50, 0x1.1p-6, 0x1.ep-7, 3e-45, 480, 1e5};
+    bool blocks = how > 3;
     struct tensor from = {.dtype = (enum dtype)from_type}, to = {.dtype = (enum dtype)to_type};
-    from.data = in_random(c, from_type, F64, rows * columns, 60);
-    for (long i = 0; i < (long)(sizeof special / sizeof special[0]) && !scaled; i++)
-        put(from.data, from_type, i, special[i]);
+    from.data = in_random(c, from_type, F64, rows * columns, how == 2 ? 400 : 60);
+    for (long i = 0; i < (long)(sizeof special / sizeof special[0]); i++) put(from.data, from_type, i, special[i]);
     struct tensor *with = how == 1 || how == 4 ? &from : how == 2 || how == 5 ? &to : NULL;
     if (with) in_scales(c, with, rows, columns, blocks, 0.3, 1);
-    to.data = out(c, "to", to_type, rows * columns, b);
+    if (how == 2) with->scale[1] = 0, with->scale[2] = 0x1p-140f, with->scale[3] = 0.375f; // no number, subnormal, ties
+    to.data = out(c, "to", to_type, rows * columns, exactly);
     seal(c, "%s -> %s, %s %s, %ld x %ld", dtype_name(from.dtype), dtype_name(to.dtype),
          blocks ? "scales of blocks" : "scale", with == &from ? "from" : with == &to ? "to" : "none", rows, columns);
     c->k->cast(to, from, rows, columns);
@@ -88,11 +85,9 @@ static bool case_fill(struct check *c, long shape)
 static bool case_init_normal(struct check *c, long shape)
 {
     if (shape >= LENGTHS * 3) return false;
-    static const struct bound bound[] = {[F32] = {0x1p-23, 0x1p-22, 0, NULL}, [BF16] = {0x1p-7, 0, 0, NULL},
-                                         [F64] = {0x1p-50, 0x1p-50, 0, NULL}};
     int type = (int)(shape % 3);
-    long n = lengths[shape / 3], offset = shape % 2 ? 1000003 : 0;
-    struct tensor x = {.data = out(c, "x", type, n, bound[type]), .dtype = (enum dtype)type};
+    long n = lengths[shape / 3], offset = shape % 2 ? 0xfffffff1 : 0; // the counter passes 2^32
+    struct tensor x = {.data = out(c, "x", type, n, exactly), .dtype = (enum dtype)type};
     seal(c, "%ld %s from %ld", n, dtype_name((enum dtype)type), offset);
     c->k->init_normal(x, 0.5, 0.02, n, 7, 0x1234567890abcdefu, offset);
     return true;
@@ -107,12 +102,13 @@ enum { ROW_SHAPES = sizeof row_shapes / sizeof row_shapes[0] };
 
 static bool case_embed(struct check *c, long shape)
 {
-    if (shape >= ROW_SHAPES) return false;
-    long T = row_shapes[shape][0], D = row_shapes[shape][1], V = 37;
-    struct tensor table = in_weight(c, PLAIN, V, D);
+    if (shape >= WEIGHTS * ROW_SHAPES) return false;
+    long T = row_shapes[shape / WEIGHTS][0], D = row_shapes[shape / WEIGHTS][1], V = 37;
+    enum weight kind = (enum weight)(shape % WEIGHTS);
+    struct tensor table = in_weight(c, kind, V, D);
     int *token = in_ints(c, T, V);
-    void *x = out(c, "x", (int)c->k->el, T * D, exactly);
-    seal(c, "T %ld D %ld", T, D);
+    void *x = out(c, "x", (int)c->k->el, T * D, (struct bound){.relative = kind ? c->eps_el : 0});
+    seal(c, "T %ld D %ld%s", T, D, weight_names[kind]);
     c->k->embed(x, table, token, T, D);
     return true;
 }
@@ -186,8 +182,8 @@ static bool case_rmsnorm_backward_weight(struct check *c, long shape)
 
 static bool case_rope_angles(struct check *c, long shape)
 {
-    static const long shapes[][2] = {{0, 8}, {1, 2}, {5, 16}, {130, 64}, {17, 80}, {3000, 32}};
-    if (shape >= 6) return false;
+    static const long shapes[][2] = {{0, 8}, {1, 2}, {5, 16}, {130, 64}, {17, 80}, {3000, 32}, {40, 6}};
+    if (shape >= 7) return false;
     long positions = shapes[shape][0], C = shapes[shape][1];
     void *angle = out(c, "angle", (int)c->k->acc, positions * C,
                       (struct bound){.absolute = (2 + (c->eps_acc < 1e-9 ? (double)positions : 0)) * c->eps_acc});

@@ -1,9 +1,10 @@
 // Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with
 // one thread against all threads (same bits), and each override of this machine against the reference, called twice
-// for the same bits. `test_kernels NAME` runs one entry.
+// for the same bits. `test_kernels NAME` runs one entry; `test_kernels --time` tests nothing and prints speeds.
 #include "kernel_cases_attention.h"
 #include "kernel_cases_moe.h"
 #include "kernel_cases_rows.h"
+#include "kernel_time.h"
 
 static const struct {
     const char *name;
@@ -143,6 +144,7 @@ int main(int count, char **arguments)
         fprintf(stderr, "%s\n", fail_message());
         return 1;
     }
+    if (count > 1 && !strcmp(arguments[1], "--time")) return time_kernels(arguments + 2, count - 2);
     struct CMUnitTest tests[128];
     long n = 0;
     for (long row = 0; row < kernel_rows_n && n < 128; row++) {

@@ -453,7 +453,7 @@ static void test_memory(void **state)
     k64.init_normal((struct tensor){.data = whole, .dtype = F32}, 2, 3, 1000, 9, 11, 50);
     k64.init_normal((struct tensor){.data = part, .dtype = F32}, 2, 3, 300, 9, 11, 550);
     assert_memory_equal(part, whole + 500, sizeof part);
-    for (long i = 0; i < 1000; i++) assert_true(whole[i] == (float)(2 + 3 * rng_normal(9, 11, (uint64_t)(50 + i))));
+    for (long i = 0; i < 1000; i++) assert_true(whole[i] == (float)fma(3, rng_normal(9, 11, (uint64_t)(50 + i)), 2));
     // f64 to 16 bits is one rounding: through float this would round up twice.
     double near[] = {1 + 0x1p-8 + 0x1p-40, 1 + 0x1p-8 - 0x1p-40, 1e300, -1e300, 1 + 0x1.8p-7 - 0x1p-50};
     uint16_t b[5], h[5];

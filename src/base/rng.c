@@ -29,13 +29,45 @@ double rng_uniform(uint64_t seed, uint64_t stream, uint64_t counter)
     return (double)(rng_bits(seed, stream, counter) >> 11) * 0x1p-53;
 }
 
+// Highest power first. log((1 + s)/(1 - s)) = s (2 + 2/3 s^2 + ...); sin(2 pi w) = w (2 pi - (2 pi)^3/3! w^2 + ...).
+const double rng_log_terms[RNG_LOG_TERMS] = {2.0 / 21, 2.0 / 19, 2.0 / 17, 2.0 / 15, 2.0 / 13, 2.0 / 11,
+                                             2.0 / 9,  2.0 / 7,  2.0 / 5,  2.0 / 3,  2};
+const double rng_sine_terms[RNG_SINE_TERMS] = {
+    0x1.2877020d52cf0p-10, -0x1.8a404211f9547p-7, 0x1.aaec32af93359p-4, -0x1.6fadb9f155744p-1,
+    0x1.e8f434d018d63p+1,  -0x1.e3074fde8871fp+3, 0x1.50783487ee782p+5, -0x1.32d2cce62bd86p+6,
+    0x1.466bc6775aae2p+6,  -0x1.4abbce625be53p+5, 0x1.921fb54442d18p+2,
+};
+
+// log u = k ln 2 + log m, m between sqrt(1/2) and sqrt(2), by its series in s = (m - 1)/(m + 1).
+static double log_of(double u)
+{
+    const uint64_t one = 0x3ff0000000000000; // the bits of 1
+    uint64_t bits;
+    double m;
+    memcpy(&bits, &u, sizeof bits);
+    uint64_t k = (bits + (one - RNG_HALF_ROOT)) >> 52;
+    bits += one - (k << 52);
+    memcpy(&m, &bits, sizeof m);
+    double s = (m - 1) / (m + 1), z = s * s, p = rng_log_terms[0];
+    for (int i = 1; i < RNG_LOG_TERMS; i++) p = fma(p, z, rng_log_terms[i]);
+    return fma((double)k - 1023, RNG_LN2, s * p);
+}
+
+// cos(2 pi v) = sin(2 pi w) with w = 1/4 - min(v, 1 - v), by its series.
+static double cos_turn(double v)
+{
+    double w = 0.25 - (v < 1 - v ? v : 1 - v), y = w * w, p = rng_sine_terms[0];
+    for (int i = 1; i < RNG_SINE_TERMS; i++) p = fma(p, y, rng_sine_terms[i]);
+    return w * p;
+}
+
 double rng_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 {
     uint32_t r[4];
     philox4x32(r, seed, stream, counter);
     double u = ((double)((uint64_t)r[1] << 32 | r[0]) + 1.0) * 0x1p-64; // (0, 1]
     double v = (double)((uint64_t)r[3] << 32 | r[2]) * 0x1p-64;
-    return sqrt(-2.0 * log(u)) * cos(2.0 * M_PI * v);
+    return sqrt(-2.0 * log_of(u)) * cos_turn(v);
 }
 
 uint64_t rng_stream(const char *name)

@@ -13,6 +13,13 @@ enum kernel_level { LEVEL_REF, LEVEL_DNNL, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AVX51
 
 enum kernel_level kernels_level(void); // the one in use
 
+// What multiplies element (row, column).
+static inline float tensor_scale(struct tensor x, long row, long column)
+{
+    if (!x.scale) return 1;
+    return x.scale[x.scale_columns > 1 ? row * x.scale_columns + column / SCALE_BLOCK : row];
+}
+
 void ref_fill(struct kernels *k, enum dtype el); // every entry, and device, el, acc
 void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level);
 void x86_fill(struct kernels *k, enum dtype el, enum kernel_level level);

@@ -20,13 +20,6 @@ enum { SMALL = 1 << 14 };   // element operations that are not worth waking thre
 void tensor_read(double *to, struct tensor x, long i, long n);
 void tensor_write(struct tensor x, const double *from, long i, long n);
 
-// What multiplies element (row, column).
-static inline float tensor_scale(struct tensor x, long row, long column)
-{
-    if (!x.scale) return 1;
-    return x.scale[x.scale_columns > 1 ? row * x.scale_columns + column / SCALE_BLOCK : row];
-}
-
 // Scratch of one thread during a kernel. Running out of memory ends the program: kernels have no status.
 void *scratch_alloc(long count, long size);
 

@@ -107,7 +107,7 @@ static void init_normal(struct tensor x, double mean, double std, long n, long s
         double block[CHUNK];
         long m = min_long(CHUNK, n - i);
         for (long j = 0; j < m; j++)
-            block[j] = mean + std * rng_normal((uint64_t)seed, stream, (uint64_t)(offset + i + j));
+            block[j] = fma(std, rng_normal((uint64_t)seed, stream, (uint64_t)(offset + i + j)), mean);
         tensor_write(x, block, i, m);
     }
 }

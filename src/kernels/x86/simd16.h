@@ -32,6 +32,14 @@ static inline vf vf_zero_below(vf v, vf x, float limit)
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), v);
 }
+// Comparisons: false where either is NaN.
+typedef __mmask16 vm;
+static inline vm vm_greater(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline vm vm_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline vm vm_or(vm a, vm b) { return (vm)(a | b); }
+static inline vm vm_but_not(vm a, vm b) { return (vm)(a & ~b); }
+static inline vf vf_select(vm m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); } // a where m, else b
+static inline vf vf_first(vf a, long n) { return _mm512_maskz_mov_ps(lanes_below(n), a); } // 0 in the other lanes
 static inline vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
@@ -83,6 +91,35 @@ static inline vf widen_e4m3_lanes(__m512i u)
 static inline vf widen_e4m3(__m128i q) { return widen_e4m3_lanes(_mm512_cvtepu8_epi32(q)); }
 static inline vf load_e4m3(const uint8_t *p) { return widen_e4m3(_mm_loadu_si128((const __m128i *)p)); }
 static inline vf load_e4m3_n(const uint8_t *p, long n) { return widen_e4m3(_mm_maskz_loadu_epi8(lanes_below(n), p)); }
+
+// To e4m3: nearest even, saturating at 448; NaN is 0x7f. Adding 2^14 rounds numbers below 2^-6 to multiples of 2^-9.
+static inline __m128i round_e4m3(vf x)
+{
+    __m512i u = _mm512_castps_si512(x), magnitude = _mm512_and_si512(u, _mm512_set1_epi32(INT32_MAX));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff - (120 << 23))));
+    r = _mm512_min_epi32(_mm512_srai_epi32(r, 20), _mm512_set1_epi32(0x7e));
+    __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+    __m512 multiple = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p14f));
+    r = _mm512_mask_sub_epi32(r, small, _mm512_castps_si512(multiple), _mm512_set1_epi32(0x46800000));
+    r = _mm512_or_si512(r, _mm512_and_si512(_mm512_srli_epi32(u, 24), _mm512_set1_epi32(0x80)));
+    r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7f));
+    return _mm512_cvtepi32_epi8(r);
+}
+static inline void store_e4m3(uint8_t *p, vf x) { _mm_storeu_si128((__m128i *)p, round_e4m3(x)); }
+static inline void store_e4m3_n(uint8_t *p, vf x, long n) { _mm_mask_storeu_epi8(p, lanes_below(n), round_e4m3(x)); }
+
+static inline vf load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vf load_f16_n(const uint16_t *p, long n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_below(n), p));
+}
+static inline __m256i round_f16(vf x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline void store_f16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, round_f16(x)); }
+static inline void store_f16_n(uint16_t *p, vf x, long n)
+{
+    _mm256_mask_storeu_epi16(p, lanes_below(n), round_f16(x));
+}
 
 // 2 LANES bfloat16 as LANES pairs, and a pair's two numbers.
 static inline vf load_pairs(const uint16_t *p) { return _mm512_loadu_ps(p); }
@@ -160,5 +197,58 @@ static inline void transpose(vf r[LANES])
 // 2^n for whole n in [-126, 127], and rounding to a whole number.
 static inline vf vf_whole(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+
+// Half as many doubles (vd) and 64-bit words (vu).
+typedef __m512d vd;
+typedef __m512i vu;
+enum { PAIRS = LANES / 2 };
+
+static inline vd vd_all(double x) { return _mm512_set1_pd(x); }
+static inline vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
+static inline vd vd_sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
+static inline vd vd_mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
+static inline vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+static inline vd vd_min(vd a, vd b) { return _mm512_min_pd(a, b); } // b where either is NaN
+static inline vd vd_sqrt(vd a) { return _mm512_sqrt_pd(a); }
+static inline vd vd_zero_below(vd v, vd x, double limit)
+{
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x, _mm512_set1_pd(limit), _CMP_NLT_UQ), v);
+}
+static inline vd vd_floor(vd x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+static inline double vd_sum(vd a) { return _mm512_reduce_add_pd(a); }
+static inline vd load_f64(const double *p) { return _mm512_loadu_pd(p); }
+static inline void store_f64(double *p, vd x) { _mm512_storeu_pd(p, x); }
+static inline vu vu_all(uint64_t x) { return _mm512_set1_epi64((long long)x); }
+static inline vu vu_ramp(void) { return _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7); }
+static inline vu vu_add(vu a, vu b) { return _mm512_add_epi64(a, b); }
+static inline vu vu_sub(vu a, vu b) { return _mm512_sub_epi64(a, b); }
+static inline vu vu_xor(vu a, vu b) { return _mm512_xor_si512(a, b); }
+static inline vu vu_or(vu a, vu b) { return _mm512_or_si512(a, b); }
+static inline vu vu_and(vu a, vu b) { return _mm512_and_si512(a, b); }
+static inline vu vu_mul32(vu a, vu b) { return _mm512_mul_epu32(a, b); } // of the lower halves
+static inline vu vu_left(vu a, unsigned n) { return _mm512_slli_epi64(a, n); }
+static inline vu vu_right(vu a, unsigned n) { return _mm512_srli_epi64(a, n); }
+static inline vu vd_bits(vd a) { return _mm512_castpd_si512(a); }
+static inline vd vu_double(vu a) { return _mm512_castsi512_pd(a); } // the same bits
+
+static inline vd vf_low(vf x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
+static inline vd vf_high(vf x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+static inline vf vf_join(vd low, vd high)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+}
+// Truncated, and the last bit 1 where that was inexact: rounding the result to fewer bits is then rounding once.
+static inline __m256 round_to_odd(vd x)
+{
+    __m256 f = _mm512_cvt_roundpd_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    __mmask8 inexact = _mm512_cmp_pd_mask(_mm512_cvtps_pd(f), x, _CMP_NEQ_OQ); // not NaN
+    __m256i u = _mm256_castps_si256(f);
+    return _mm256_castsi256_ps(_mm256_mask_or_epi32(u, inexact, u, _mm256_set1_epi32(1)));
+}
+static inline vf vf_join_odd(vd low, vd high)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(round_to_odd(low)), round_to_odd(high), 1);
+}
 
 #endif

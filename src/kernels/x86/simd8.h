@@ -30,6 +30,13 @@ static inline vf vf_zero_below(vf v, vf x, float limit)
 {
     return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_NLT_UQ), v);
 }
+typedef __m256 vm;
+static inline vm vm_greater(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+static inline vm vm_equal(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+static inline vm vm_or(vm a, vm b) { return _mm256_or_ps(a, b); }
+static inline vm vm_but_not(vm a, vm b) { return _mm256_andnot_ps(b, a); }
+static inline vf vf_select(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
+static inline vf vf_first(vf a, long n) { return _mm256_and_ps(a, _mm256_castsi256_ps(lanes_below(n))); }
 static inline vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 static inline float vf_sum(vf a)
 {
@@ -98,6 +105,47 @@ static inline vf load_e4m3_n(const uint8_t *p, long n)
     uint8_t part[LANES] = {0};
     memcpy(part, p, (size_t)n);
     return load_e4m3(part);
+}
+
+static inline __m128i round_e4m3(vf x) // in the lower half
+{
+    __m256i u = _mm256_castps_si256(x), magnitude = _mm256_and_si256(u, _mm256_set1_epi32(INT32_MAX));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(magnitude, 20), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(magnitude, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff - (120 << 23))));
+    r = _mm256_min_epi32(_mm256_srai_epi32(r, 20), _mm256_set1_epi32(0x7e));
+    __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), magnitude);
+    __m256 multiple = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p14f));
+    r = _mm256_blendv_epi8(r, _mm256_sub_epi32(_mm256_castps_si256(multiple), _mm256_set1_epi32(0x46800000)), small);
+    r = _mm256_or_si256(r, _mm256_and_si256(_mm256_srli_epi32(u, 24), _mm256_set1_epi32(0x80)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7f), nan);
+    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+    return _mm_packus_epi16(words, words);
+}
+static inline void store_e4m3(uint8_t *p, vf x) { _mm_storel_epi64((__m128i *)p, round_e4m3(x)); }
+static inline void store_e4m3_n(uint8_t *p, vf x, long n)
+{
+    uint8_t part[LANES];
+    store_e4m3(part, x);
+    memcpy(p, part, (size_t)n);
+}
+
+static inline vf load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline vf load_f16_n(const uint16_t *p, long n)
+{
+    uint16_t part[LANES] = {0};
+    memcpy(part, p, (size_t)n * 2);
+    return load_f16(part);
+}
+static inline void store_f16(uint16_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline void store_f16_n(uint16_t *p, vf x, long n)
+{
+    uint16_t part[LANES];
+    store_f16(part, x);
+    memcpy(p, part, (size_t)n * 2);
 }
 
 static inline vf load_pairs(const uint16_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
@@ -175,5 +223,61 @@ static inline vf vf_scale2(vf x, vf n)
     x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
+
+typedef __m256d vd;
+typedef __m256i vu;
+enum { PAIRS = LANES / 2 };
+
+static inline vd vd_all(double x) { return _mm256_set1_pd(x); }
+static inline vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
+static inline vd vd_sub(vd a, vd b) { return _mm256_sub_pd(a, b); }
+static inline vd vd_mul(vd a, vd b) { return _mm256_mul_pd(a, b); }
+static inline vd vd_div(vd a, vd b) { return _mm256_div_pd(a, b); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+static inline vd vd_min(vd a, vd b) { return _mm256_min_pd(a, b); }
+static inline vd vd_sqrt(vd a) { return _mm256_sqrt_pd(a); }
+static inline vd vd_zero_below(vd v, vd x, double limit)
+{
+    return _mm256_and_pd(_mm256_cmp_pd(x, _mm256_set1_pd(limit), _CMP_NLT_UQ), v);
+}
+static inline vd vd_floor(vd x) { return _mm256_floor_pd(x); }
+static inline double vd_sum(vd a)
+{
+    __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+static inline vd load_f64(const double *p) { return _mm256_loadu_pd(p); }
+static inline void store_f64(double *p, vd x) { _mm256_storeu_pd(p, x); }
+static inline vu vu_all(uint64_t x) { return _mm256_set1_epi64x((long long)x); }
+static inline vu vu_ramp(void) { return _mm256_setr_epi64x(0, 1, 2, 3); }
+static inline vu vu_add(vu a, vu b) { return _mm256_add_epi64(a, b); }
+static inline vu vu_sub(vu a, vu b) { return _mm256_sub_epi64(a, b); }
+static inline vu vu_xor(vu a, vu b) { return _mm256_xor_si256(a, b); }
+static inline vu vu_or(vu a, vu b) { return _mm256_or_si256(a, b); }
+static inline vu vu_and(vu a, vu b) { return _mm256_and_si256(a, b); }
+static inline vu vu_mul32(vu a, vu b) { return _mm256_mul_epu32(a, b); }
+static inline vu vu_left(vu a, int n) { return _mm256_slli_epi64(a, n); }
+static inline vu vu_right(vu a, int n) { return _mm256_srli_epi64(a, n); }
+static inline vu vd_bits(vd a) { return _mm256_castpd_si256(a); }
+static inline vd vu_double(vu a) { return _mm256_castsi256_pd(a); }
+
+static inline vd vf_low(vf x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+static inline vd vf_high(vf x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+static inline vf vf_join(vd low, vd high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
+// Nearest; one less where that is too large (the largest finite number where it is infinity); the last bit 1 where it
+// is inexact.
+static inline __m128 round_to_odd(vd x)
+{
+    __m128 f = _mm256_cvtpd_ps(x);
+    __m256d back = _mm256_cvtps_pd(f), sign = _mm256_set1_pd(-0.0);
+    __m256d inexact = _mm256_cmp_pd(back, x, _CMP_NEQ_OQ);
+    __m256d above = _mm256_cmp_pd(_mm256_andnot_pd(sign, back), _mm256_andnot_pd(sign, x), _CMP_GT_OQ);
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6); // the masks as 32-bit words
+    __m128i odd = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(_mm256_castpd_si256(inexact), even));
+    __m128i less = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(_mm256_castpd_si256(above), even));
+    __m128i u = _mm_add_epi32(_mm_castps_si128(f), less);
+    return _mm_castsi128_ps(_mm_or_si128(u, _mm_srli_epi32(odd, 31)));
+}
+static inline vf vf_join_odd(vd low, vd high) { return _mm256_set_m128(round_to_odd(high), round_to_odd(low)); }
 
 #endif
