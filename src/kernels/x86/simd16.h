@@ -49,9 +49,11 @@ static inline vf load_f32_n(const float *p, long n) { return _mm512_maskz_loadu_
 static inline void store_f32(float *p, vf x) { _mm512_storeu_ps(p, x); }
 static inline void store_f32_n(float *p, vf x, long n) { _mm512_mask_storeu_ps(p, lanes_below(n), x); }
 
-static inline vf widen_bf16(__m256i b)
+static inline vf widen_bf16(__m256i b) // one permutation, where widening and shifting are two steps
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+    const __m512i twice = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8,
+                                           7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, twice, _mm512_castsi256_si512(b)));
 }
 static inline vf load_bf16(const uint16_t *p) { return widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vf load_bf16_n(const uint16_t *p, long n)
@@ -59,13 +61,16 @@ static inline vf load_bf16_n(const uint16_t *p, long n)
     return widen_bf16(_mm256_maskz_loadu_epi16(lanes_below(n), p));
 }
 
-// Round to nearest even; NaN stays NaN. (vcvtneps2bf16 would lose the smallest numbers.)
+// Round to nearest even; NaN stays NaN. (vcvtneps2bf16 would lose the smallest numbers.) The permutation takes the
+// upper halves: one step where a shift and a narrowing are three.
 static inline __m256i round_bf16(vf x)
 {
-    __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i odd_words = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1,
+                                               31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    __m512i u = _mm512_castps_si512(x), r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    r = _mm512_mask_add_epi32(r, _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000)), r, _mm512_set1_epi32(1));
     r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd_words, r));
 }
 static inline void store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, round_bf16(x)); }
 static inline void store_bf16_n(uint16_t *p, vf x, long n)
