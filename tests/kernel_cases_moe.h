@@ -203,7 +203,7 @@ static bool case_route_given(struct check *c, long shape)
 
 static const long expert_shapes[][4] = { // T K D (or F), how many of 10 assignments are kept
     {0, 2, 16, 10}, {1, 1, 1, 10}, {3, 2, 17, 8}, {17, 2, 63, 9}, {65, 2, 130, 7}, {33, 6, 64, 10},
-    {20, 3, 65, 0}, {64, 2, 96, 9},
+    {20, 3, 65, 0}, {64, 2, 96, 9}, {37, 2, 1030, 9},
 };
 enum { EXPERT_SHAPES = sizeof expert_shapes / sizeof expert_shapes[0] };
 

@@ -4,7 +4,7 @@
 
 #include "kernel_cases_products.h"
 
-static const long lengths[] = {0, 1, 3, 17, 63, 65, 130, 1000, 20011};
+static const long lengths[] = {0, 1, 3, 17, 63, 65, 130, 1000, 20011, 140003}; // the last is worth threads to all
 enum { LENGTHS = sizeof lengths / sizeof lengths[0] };
 static const struct bound exactly = {0};
 
@@ -97,6 +97,7 @@ static bool case_init_normal(struct check *c, long shape)
 
 static const long row_shapes[][2] = { // T D
     {0, 16}, {1, 1}, {3, 17}, {17, 63}, {2, 64}, {65, 65}, {130, 130}, {5, 1000}, {200, 96}, {1, 512}, {3, 2100},
+    {67, 1030},
 };
 enum { ROW_SHAPES = sizeof row_shapes / sizeof row_shapes[0] };
 
