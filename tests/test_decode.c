@@ -5,7 +5,10 @@ enum { TOKENS = 53 }; // more than three pages
 
 static bool same_bits; // with the reference kernels: the order of sums depends on nothing but the row
 
-static struct config shape(int i) // dense with GQA; moe; dense with MHA and a window; tied moe
+enum { SHAPES = 7 };
+
+// Dense with GQA; moe; dense with MHA and a window; tied moe; and other ratios of heads, with windows.
+static struct config shape(int i)
 {
     struct config c = i % 2 ? tiny_moe() : tiny_dense();
     if (i == 2) {
@@ -13,6 +16,12 @@ static struct config shape(int i) // dense with GQA; moe; dense with MHA and a w
         c.window = 20;
     }
     c.tied = i == 3;
+    if (i > 3) {
+        static const long heads[][3] = {{6, 2, 17}, {5, 1, 0}, {7, 7, 5}}; // H G window
+        c.H = heads[i - 4][0];
+        c.G = heads[i - 4][1];
+        c.window = heads[i - 4][2];
+    }
     return c;
 }
 
@@ -63,16 +72,16 @@ static void test_equals_training(void **state)
 {
     (void)state;
     const double limit[] = {[F32] = 2e-6, [BF16] = 2e-2, [F64] = 1.2e-7}; // logits are given as f32
-    for (int i = 0; i < 4 * 3; i++) {
-        struct config c = shape(i % 4);
-        enum dtype dtype = (enum dtype[]){F32, BF16, F64}[i / 4];
+    for (int i = 0; i < SHAPES * 3; i++) {
+        struct config c = shape(i % SHAPES);
+        enum dtype dtype = (enum dtype[]){F32, BF16, F64}[i / SHAPES];
         int token[TOKENS];
         prompt(token, TOKENS, c.V, 3);
         float *paged = logits_of(&c, dtype, token, TOKENS, TOKENS, TOKENS);
         float *whole = training_logits(&c, dtype, token, TOKENS);
         struct measured error = {0};
         char label[64];
-        snprintf(label, sizeof label, "%s, shape %d: paged against training", dtype_name(dtype), i % 4);
+        snprintf(label, sizeof label, "%s, shape %d: paged against training", dtype_name(dtype), i % SHAPES);
         for (long j = 0; j < TOKENS * c.V; j++) measure(&error, (double)paged[j], (double)whole[j]);
         error.equal -= dtype != F32; // the difference may well be rounded away
         measured_expect(&error, label, limit[dtype]);
@@ -85,9 +94,9 @@ static void test_chunks(void **state)
 {
     (void)state;
     const long cut[][2] = {{1, 1}, {1, TOKENS}, {7, TOKENS}, {16, 5}, {64, 17}};
-    for (int i = 0; i < 4 * 2; i++) {
-        struct config c = shape(i % 4);
-        enum dtype dtype = i / 4 ? BF16 : F32;
+    for (int i = 0; i < SHAPES * 2; i++) {
+        struct config c = shape(i % SHAPES);
+        enum dtype dtype = i / SHAPES ? BF16 : F32;
         int token[TOKENS];
         prompt(token, TOKENS, c.V, 4);
         float *whole = logits_of(&c, dtype, token, TOKENS, TOKENS, TOKENS);

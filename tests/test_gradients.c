@@ -161,6 +161,17 @@ static void test_dense(void **state)
     t.c.window = 4;
     t.documents = true;
     check_model(&t);
+    t = dense("dense, 6 heads on 2 kv heads, window 3");
+    t.c.H = 6;
+    t.c.window = 3;
+    check_model(&t);
+    t = dense("dense, 5 heads on one kv head");
+    t.c.H = 5;
+    t.c.G = 1;
+    check_model(&t);
+    t = dense("dense, 7 heads on 7");
+    t.c.H = t.c.G = 7;
+    check_model(&t);
     t = dense("dense, one kv head, tied embedding");
     t.c.G = 1;
     t.c.tied = true;

@@ -155,16 +155,17 @@ static void check_folder(struct config c, enum scaling scaling)
     OK_OR_FAIL(model_folder_open(&b, in("fp8")));
     assert_true(b.config.quant == QUANT_FP8 && b.config.scaling == scaling);
     assert_int_equal(b.config.arch, c.arch);
-    assert_int_equal(b.config.dtype, BF16);
+    assert_int_equal(b.config.dtype, c.dtype == F16 ? F16 : BF16); // of what stays 16-bit
     long matrices = 0, all = 0;
     double worst = 0;
     for (long i = 0; i < a.params.n; i++) {
         const struct param *p = &a.params.item[i];
         long n = param_elements(p);
         float *x = values_of(&a, i), *y = values_of(&b, i);
-        assert_int_equal(b.stored[i]->type, p->kind->quantise ? F8_E4M3 : BF16);
+        assert_int_equal(b.stored[i]->type, p->kind->quantise ? F8_E4M3 : b.config.dtype);
         if (!p->kind->quantise) {
-            for (long j = 0; j < n; j++) assert_true(y[j] == bf16_to_float(bf16_from_float(x[j])));
+            for (long j = 0; j < n; j++)
+                assert_true(y[j] == (c.dtype == F16 ? x[j] : bf16_to_float(bf16_from_float(x[j]))));
         } else {
             float *scale = scales_of(&a, i, scaling, shared);
             check_scale_tensor(&b, i, scaling);
@@ -210,6 +211,7 @@ static void test_values(void **state)
         check_folder(config_of(ARCH_MIXTRAL, 3, F32), (enum scaling)s);
         check_folder(config_of(ARCH_SKYWORK, 4, BF16), (enum scaling)s);
         check_folder(config_of(ARCH_SKYWORK, 0, F32), (enum scaling)s);
+        check_folder(config_of(ARCH_LLAMA, 0, F16), (enum scaling)s);
     }
 }
 

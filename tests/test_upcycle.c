@@ -16,9 +16,11 @@ static const char *in(const char *name)
     return p;
 }
 
+static long dense_F = 57;
+
 static struct config dense_config(enum dtype dtype)
 {
-    return (struct config){.arch = ARCH_LLAMA, .D = 48, .F = 57, .L = 2, .H = 6, .G = 2, .C = 8, .V = 61,
+    return (struct config){.arch = ARCH_LLAMA, .D = 48, .F = dense_F, .L = 2, .H = 6, .G = 2, .C = 8, .V = 61,
                            .max_positions = 64, .norm_eps = 1e-5, .rope_theta = 1000, .dtype = dtype, .bos = 1,
                            .eos = 2, .pad = -1};
 }
@@ -38,7 +40,7 @@ static void write_dense(const char *path, enum dtype dtype)
 static struct upcycle_options options_for(enum upcycle_method method)
 {
     return (struct upcycle_options){.method = method, .E = 8, .K = 2, .arch = ARCH_SKYWORK, .gate_norm_std = 1,
-                                    .router_std = 0.01, .noise = 0.25, .drop = 0.5, .seed = 5};
+                                    .router_std = 0.01, .noise = 0.25, .drop = 0.5, .granular = 2, .seed = 5};
 }
 
 static struct upcycle_result make_moe(const char *to, enum dtype dtype, const struct upcycle_options *o)
@@ -172,6 +174,78 @@ static void test_equals_dense(void **state)
         if (!(error <= cases[i].limit)) fail_msg("error %g", error);
         assert_true(dense > 1);
     }
+}
+
+// ---- granular ----
+
+// Expert e is shard e % G: rows of w1 and w3, columns of w2, times `scale` of each.
+static void check_shards(const char *path, long E, long G, const double *scale)
+{
+    static struct model_folder dense, moe;
+    OK_OR_FAIL(model_folder_open(&dense, in("dense")));
+    OK_OR_FAIL(model_folder_open(&moe, path));
+    long F = moe.config.F, D = moe.config.D;
+    assert_int_equal(F * G, dense.config.F);
+    for (long l = 0; l < moe.config.L; l++) {
+        const struct stored_tensor *router = stored(&moe, "model.layers.%ld.block_sparse_moe.gate.weight", l, 0);
+        const float *z = (const float *)(const void *)router->data;
+        for (long e = 1; e < E; e++) // one row of the router for each group
+            assert_int_equal(memcmp(z + e * D, z + (e - 1) * D, (size_t)D * sizeof *z) == 0, e % G != 0);
+        for (long e = 0; e < E; e++)
+            for (int w = 0; w < 3; w++) {
+                const struct stored_tensor *a = stored(&dense, dense_names[w], l, 0);
+                const struct stored_tensor *b = stored(&moe, expert_names[w], l, e);
+                const float *x = (const float *)(const void *)a->data, *y = (const float *)(const void *)b->data;
+                assert_int_equal(b->elements, F * D);
+                for (long i = 0; i < F * D; i++) {
+                    long f = e % G * F + (w < 2 ? i / D : i % F), from = w < 2 ? f * D + i % D : i / F * F * G + f;
+                    if (y[i] != (float)(x[from] * scale[w])) fail_msg("layer %ld expert %ld w %d at %ld", l, e, w, i);
+                }
+            }
+    }
+    model_folder_close(&dense);
+    model_folder_close(&moe);
+}
+
+static void test_granular(void **state)
+{
+    (void)state;
+    static const struct {
+        enum dtype dtype;
+        enum arch arch;
+        long F, G, E, K;
+        double norm, router, limit;
+    } cases[] = {{F32, ARCH_SKYWORK, 56, 2, 8, 2, 1, 0.01, 1e-5}, {F32, ARCH_MIXTRAL, 57, 3, 9, 6, 0, 1, 1e-5},
+                 {F32, ARCH_SKYWORK, 56, 4, 4, 4, 1, 1, 1e-5},    {F32, ARCH_SKYWORK, 56, 7, 28, 14, 2, 1, 1e-5},
+                 {BF16, ARCH_SKYWORK, 56, 2, 8, 4, 1, 1, 2e-3}};
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct upcycle_options o = options_for(UPCYCLE_GRANULAR);
+        float a[32], b[32];
+        o.E = cases[i].E;
+        o.K = cases[i].K;
+        o.granular = cases[i].G;
+        o.arch = cases[i].arch;
+        o.gate_norm_std = cases[i].norm;
+        o.router_std = cases[i].router;
+        dense_F = cases[i].F;
+        struct upcycle_result r = make_moe(in("moe"), cases[i].dtype, &o);
+        double root = sqrt((double)o.granular), cube = cbrt((double)o.granular);
+        if (cases[i].dtype == F32) check_shards(in("moe"), o.E, o.granular, (double[]){1, root, root});
+        double dense = loss_of(in("dense"), cases[i].dtype, a), moe = loss_of(in("moe"), cases[i].dtype, b);
+        double error = fabs(moe - dense) / dense;
+        printf("  %s G %ld E %ld K %ld: dense %.7f, error %.2e, similarity %.4f\n", dtype_name(cases[i].dtype),
+               o.granular, o.E, o.K, dense, error, r.similarity[0]);
+        if (!(error <= cases[i].limit)) fail_msg("error %g", error);
+        free(r.similarity);
+        if (i > 0) continue;
+        o.granular_scale = GRANULAR_NVIDIA;
+        free(make_moe(in("moe"), F32, &o).similarity);
+        check_shards(in("moe"), o.E, o.granular, (double[]){cube, cube, cube});
+        error = fabs(loss_of(in("moe"), F32, b) - dense) / dense;
+        printf("  cube roots: error %.2e\n", error);
+        assert_true(error > 1e-4); // silu is not linear
+    }
+    dense_F = 57;
 }
 
 static double similarity_of_noise(double s)
@@ -315,6 +389,15 @@ static void test_refused(void **state)
     o.K = 9;
     refused(in("dense"), in("moe2"), &o, ERR_CONFIG, "--moe-router-topk 9");
     o.K = 2;
+    o.method = UPCYCLE_GRANULAR;
+    o.E = 9;
+    refused(in("dense"), in("moe2"), &o, ERR_CONFIG, "--granular 2: does not divide --num-experts 9");
+    o.E = 8;
+    o.K = 3;
+    refused(in("dense"), in("moe2"), &o, ERR_CONFIG, "--granular 2: does not divide --moe-router-topk 3");
+    o.K = 2;
+    refused(in("dense"), in("moe2"), &o, ERR_CONFIG, "--granular 2: does not divide intermediate_size 57");
+    o.method = UPCYCLE_COPY;
     assert_false(path_exists(in("moe2")) || path_exists(in("moe2.tmp")));
     OK_OR_FAIL(model_folder_open(&from, in("dense")));
     OK_OR_FAIL(upcycle(&r, &from, in("moe2"), &o, true)); // a dry run
@@ -348,7 +431,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copy), cmocka_unit_test(test_equals_dense), cmocka_unit_test(test_noise),
-        cmocka_unit_test(test_drop), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_drop), cmocka_unit_test(test_granular), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("upcycle", tests, set_up, tear_down);
 }

@@ -9,22 +9,23 @@
 #include "train/upcycle.h"
 
 static struct options {
-    const char *model, *output, *method, *arch;
-    long E, K;
+    const char *model, *output, *method, *arch, *granular_scale;
+    long E, K, granular;
     double router_std, gate_norm_std, noise, drop;
     bool dry_run;
 } options;
 
 #define AT(field) offsetof(struct options, field)
-enum { GATE_NORM_STD = 7, NOISE = 8, DROP = 9, ROWS = 11 };
+enum { GATE_NORM_STD = 7, NOISE, DROP, GRANULAR, GRANULAR_SCALE, ROWS = 13 };
 static const struct setting rows[ROWS] = {
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
      "dense model folder (or a run: its newest checkpoint; with --dry-run also a config.json)"},
     {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "folder to write"},
     {"num-experts", SETTING_LONG, AT(E), "8", 2, 4096, NULL, "experts of each layer"},
     {"moe-router-topk", SETTING_LONG, AT(K), "2", 1, 64, NULL, "experts of each token"},
-    {"method", SETTING_CHOICE, AT(method), "copy", 0, 0, "copy|noise|drop",
-     "copy: experts equal the dense FFN; noise: plus noise; drop: some columns are redrawn"},
+    {"method", SETTING_CHOICE, AT(method), "copy", 0, 0, "copy|noise|drop|granular",
+     "copy: experts equal the dense FFN; noise: plus noise; drop: some columns are redrawn; granular: experts are "
+     "shards of it"},
     {"arch", SETTING_CHOICE, AT(arch), "skywork", 0, 0, "skywork|mixtral", "layout of the folder"},
     {"moe-router-init-std", SETTING_REAL, AT(router_std), "0.01", 1e-9, 100, NULL, "standard deviation of the router"},
     [GATE_NORM_STD] = {"moe-gate-norm-std", SETTING_REAL, AT(gate_norm_std), "1", 0, 1000, NULL,
@@ -33,6 +34,12 @@ static const struct setting rows[ROWS] = {
                "method noise: its standard deviation in units of each tensor's own"},
     [DROP] = {"drop-ratio", SETTING_REAL, AT(drop), "0.5", 0, 1, NULL,
               "method drop: fraction of intermediate columns redrawn"},
+    [GRANULAR] = {"granular", SETTING_LONG, AT(granular), "2", 2, 64, NULL,
+                  "method granular: experts that the dense FFN is cut into; divides --num-experts and "
+                  "--moe-router-topk"},
+    [GRANULAR_SCALE] = {"granular-scale", SETTING_CHOICE, AT(granular_scale), "exact", 0, 0, "exact|nvidia",
+                        "method granular: w3 and w2 times its square root, which changes nothing; or all three times "
+                        "its cube root"},
     {"dry-run", SETTING_SWITCH, AT(dry_run), NULL, 0, 0, NULL,
      "only tell what would be written, and whether --output has room"},
 };
@@ -56,6 +63,10 @@ static enum status check_options(const bool *set)
         return fail(ERR_CONFIG, "--noise-scale: has no meaning with --method %s", options.method);
     if (set[DROP] && strcmp(options.method, "drop") != 0)
         return fail(ERR_CONFIG, "--drop-ratio: has no meaning with --method %s", options.method);
+    bool granular = set[GRANULAR] || set[GRANULAR_SCALE];
+    if (granular && strcmp(options.method, "granular") != 0)
+        return fail(ERR_CONFIG, "--granular%s: has no meaning with --method %s", set[GRANULAR] ? "" : "-scale",
+                    options.method);
     return OK;
 }
 
@@ -92,12 +103,19 @@ static enum status print_json(const struct upcycle_result *r, long L)
     return status;
 }
 
+static enum upcycle_method method_named(const char *name)
+{
+    static const char *const names[] = {"copy", "noise", "drop", "granular"};
+    int m = 0;
+    while (strcmp(name, names[m]) != 0) m++;
+    return (enum upcycle_method)m;
+}
+
 static enum status upcycle_folder(const struct model_folder *from, const bool *set, const struct common_options *common)
 {
     bool mixtral = strcmp(options.arch, "mixtral") == 0;
     struct upcycle_options o = {
-        .method = strcmp(options.method, "copy") == 0    ? UPCYCLE_COPY
-                  : strcmp(options.method, "noise") == 0 ? UPCYCLE_NOISE : UPCYCLE_DROP,
+        .method = method_named(options.method),
         .E = options.E,
         .K = options.K,
         .arch = mixtral ? ARCH_MIXTRAL : ARCH_SKYWORK,
@@ -105,6 +123,8 @@ static enum status upcycle_folder(const struct model_folder *from, const bool *s
         .router_std = options.router_std,
         .noise = options.noise,
         .drop = options.drop,
+        .granular = options.granular,
+        .granular_scale = strcmp(options.granular_scale, "nvidia") == 0 ? GRANULAR_NVIDIA : GRANULAR_EXACT,
         .seed = common->seed,
     };
     struct upcycle_result r;

@@ -15,6 +15,7 @@ struct upcycling {
     const struct upcycle_options *o;
     const struct kernels *k;
     struct config c;             // of the result
+    long G;                      // experts that hold one dense FFN together, a virtual group
     struct param_list list;      // of the result
     struct folder_writer *w;
     float *values, *random;      // [CHUNK]
@@ -112,12 +113,64 @@ static void draw(struct upcycling *u, float *to, const struct param *p, struct m
     u->k->init_normal((struct tensor){.data = to, .dtype = F32}, m.mean, m.std, n, u->o->seed, rng_stream(p->name), at);
 }
 
+// ---- granular: experts e G .. e G + G - 1, a virtual group, are the shards of one dense FFN ----
+
+// Their rows of the router are equal, so that they are chosen together.
+static void draw_router(struct upcycling *u, const struct param *p, long at, long n)
+{
+    for (long done = 0, some; done < n; done += some) {
+        long row = (at + done) / p->columns, column = (at + done) % p->columns;
+        some = p->columns - column < n - done ? p->columns - column : n - done;
+        draw(u, u->values + done, p, (struct moments){0, u->o->router_std}, row / u->G * p->columns + column, some);
+    }
+}
+
+// Elements at .. at + n of p: rows of the dense w1 and w3, columns of w2.
+static void read_shard(struct upcycling *u, const struct param *p, long parent, long at, long n)
+{
+    const struct param *dense = &u->from->params.item[parent];
+    long shard = p->expert % u->G, first = shard * p->rows * p->columns;
+    if (dense->columns == p->columns) {
+        model_folder_read(u->values, u->from, parent, first + at, n);
+        return;
+    }
+    for (long done = 0, some; done < n; done += some) {
+        long row = (at + done) / p->columns, column = (at + done) % p->columns;
+        some = p->columns - column < n - done ? p->columns - column : n - done;
+        model_folder_read(u->values + done, u->from, parent, row * dense->columns + shard * p->columns + column, some);
+    }
+}
+
+// The K weights of a token, which add up to 1, fall on K / G copies of every shard: a shard's output counts 1 / G of
+// what it did, which the product of the scales of w3 and w2 makes good.
+static double granular_scale(const struct upcycling *u, const struct param *p)
+{
+    bool first = p->kind->rows == DIM_F && p->kind->before[0] == DIM_NONE; // w1, inside silu
+    if (u->o->granular_scale == GRANULAR_NVIDIA) return cbrt((double)u->G);
+    return first ? 1 : sqrt((double)u->G);
+}
+
+static enum status write_shard(struct upcycling *u, const struct param *p, long parent)
+{
+    long elements = p->rows * p->columns;
+    double scale = granular_scale(u, p);
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        read_shard(u, p, parent, at, n);
+        for (long i = 0; i < n && scale != 1; i++) u->values[i] = (float)(u->values[i] * scale);
+        TRY(put_values(u, n));
+    }
+    return OK;
+}
+
+// ---- tensors ----
+
 static enum status write_router(struct upcycling *u, const struct param *p)
 {
     long elements = p->rows * p->columns;
     for (long at = 0; at < elements; at += CHUNK) {
         long n = elements - at < CHUNK ? elements - at : CHUNK;
-        draw(u, u->values, p, (struct moments){0, u->o->router_std}, at, n);
+        draw_router(u, p, at, n);
         TRY(put_values(u, n));
     }
     return OK;
@@ -167,6 +220,7 @@ static enum status write_tensors(struct upcycling *u)
         if (parent < 0) CHECK(p->kind->init == INIT_ROUTER);
         if (parent < 0) TRY(write_router(u, p));
         else if (p->expert < 0 || u->o->method == UPCYCLE_COPY) TRY(write_copy(u, p, parent));
+        else if (u->o->method == UPCYCLE_GRANULAR) TRY(write_shard(u, p, parent));
         else TRY(write_changed(u, p, parent));
     }
     return folder_writer_copy(u->w, u->from->path);
@@ -193,6 +247,20 @@ static enum status write_folder(struct upcycling *u, const char *to)
 
 // ---- what was asked for ----
 
+static enum status set_granular(struct config *c, const struct model_folder *from, const struct upcycle_options *o)
+{
+    long G = o->granular;
+    if (o->E % G != 0)
+        return fail(ERR_CONFIG, "--granular %ld: does not divide --num-experts %ld (it counts the shards)", G, o->E);
+    if (o->K % G != 0)
+        return fail(ERR_CONFIG, "--granular %ld: does not divide --moe-router-topk %ld (a token takes whole groups)", G,
+                    o->K);
+    if (c->F % G != 0)
+        return fail(ERR_CONFIG, "--granular %ld: does not divide intermediate_size %ld of %s", G, c->F, from->path);
+    c->F /= G;
+    return OK;
+}
+
 static enum status set_config(struct config *c, const struct model_folder *from, const struct upcycle_options *o)
 {
     char *text;
@@ -201,6 +269,7 @@ static enum status set_config(struct config *c, const struct model_folder *from,
         return fail(ERR_FORMAT, "%s: has %ld experts already (upcycling starts from a dense model)", from->path, c->E);
     if (o->K > o->E)
         return fail(ERR_CONFIG, "--moe-router-topk %ld: there are only --num-experts %ld experts", o->K, o->E);
+    if (o->method == UPCYCLE_GRANULAR) TRY(set_granular(c, from, o));
     c->E = o->E;
     c->K = o->K;
     c->arch = o->arch == ARCH_SKYWORK && o->K != 2 ? ARCH_SKYMOE : o->arch;
@@ -238,7 +307,8 @@ static enum status upcycle_into(struct upcycle_result *r, struct upcycling *u, c
 enum status upcycle(struct upcycle_result *r, const struct model_folder *from, const char *to,
                     const struct upcycle_options *o, bool dry_run)
 {
-    struct upcycling u = {.from = from, .o = o, .k = kernels_for(F32), .dropped_layer = -1};
+    struct upcycling u = {.from = from, .o = o, .k = kernels_for(F32), .dropped_layer = -1,
+                          .G = o->method == UPCYCLE_GRANULAR ? o->granular : 1};
     struct upcycle_result result = {0};
     TRY(set_config(&u.c, from, o));
     TRY(param_list_of(&u.list, &u.c));

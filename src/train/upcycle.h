@@ -4,7 +4,9 @@
 
 #include "checkpoint/folder.h"
 
-enum upcycle_method { UPCYCLE_COPY, UPCYCLE_NOISE, UPCYCLE_DROP };
+enum upcycle_method { UPCYCLE_COPY, UPCYCLE_NOISE, UPCYCLE_DROP, UPCYCLE_GRANULAR };
+enum granular_scale { GRANULAR_EXACT, GRANULAR_NVIDIA }; // sqrt(G) on w3 and w2; cube root of G on w1, w3 and w2
+
 
 struct upcycle_options {
     enum upcycle_method method;
@@ -14,6 +16,8 @@ struct upcycle_options {
     double router_std;     // N(0, router_std)
     double noise;          // noise: s, times the tensor's own standard deviation
     double drop;           // drop: fraction of intermediate columns redrawn
+    long granular;         // granular: G, experts that a dense FFN is cut into
+    enum granular_scale granular_scale;
     long seed;
 };
 struct upcycle_result {
