@@ -78,7 +78,7 @@ static void test_write_and_read(void **state)
 static void test_large_output(void **state)
 {
     (void)state;
-    enum { BYTES = 3 << 20 };
+    enum { BYTES = 13 << 20 };
     char *data = malloc(BYTES);
     for (long i = 0; i < BYTES; i++) data[i] = (char)(i * 7 + (i >> 11));
     struct output o;
@@ -91,8 +91,8 @@ static void test_large_output(void **state)
     struct output edge; // one byte more than fits in the buffer
     assert_int_equal(output_open(&edge, at("edge")), OK);
     assert_int_equal(output_write(&edge, data, 2), OK);
-    assert_int_equal(output_write(&edge, data, (1 << 20) - 1), OK);
-    assert_int_equal(output_write(&edge, data, (1 << 20) - 1), OK);
+    assert_int_equal(output_write(&edge, data, (4 << 20) - 1), OK);
+    assert_int_equal(output_write(&edge, data, (4 << 20) - 1), OK);
     assert_int_equal(output_write(&edge, data, 1), OK); // fills it
     output_abort(&edge);
     assert_false(path_exists(at("large"))); // not before the commit
@@ -133,7 +133,7 @@ static void test_print_and_abort(void **state)
 
 static enum status write_in_pieces(void)
 {
-    static char piece[700 << 10]; // two of them do not fit in the buffer
+    static char piece[3500 << 10]; // two of them do not fit in a buffer
     memset(piece, 'n', sizeof piece);
     struct output o;
     TRY(output_open(&o, at("f")));
@@ -167,7 +167,7 @@ static void test_nth_write_fails(void **state)
         struct stat info;
         assert_int_equal(stat(at("f"), &info), 0);
         if (n < writes) assert_content(at("f"), "old"); // the last operation syncs the folder, after the rename
-        else assert_int_equal(info.st_size, 4 * (700 << 10));
+        else assert_int_equal(info.st_size, 4 * (3500 << 10));
         assert_false(path_exists(at("f.tmp")));
     }
 }

@@ -21,6 +21,10 @@ struct file_map {
 };
 MUST_USE enum status file_map_open(struct file_map *map, const char *path); // ERR_IO; a folder or device is ERR_IO too
 void file_map_close(struct file_map *map);
+// For whoever walks through a file larger than memory: bytes that are wanted soon (the disk begins to read them), and
+// those that were used (this process' memory lets go of them; the page cache keeps what it likes).
+void file_map_expect(const struct file_map *map, long at, long bytes);
+void file_map_forget(const struct file_map *map, long at, long bytes);
 
 // Pieces of mapped files as one run of bytes in memory. Whole pages are the files' own, and where two pieces meet
 // inside a page that page is a copy: so nothing is read that is not used, and memory is what the page cache has anyway.
@@ -64,6 +68,7 @@ void path_list_free(struct path_list *list);
 // A file appears under its name whole or not at all: output_open writes to `path.tmp`, output_commit flushes it to the
 // disk and renames. After a successful output_open the caller ends with exactly one of output_commit and output_abort
 // (which removes the .tmp), also after a failed output_write. One writer per path: a left-over .tmp is replaced.
+// Writing goes on behind the caller's back: a failure may show in a later output_write, and shows in output_commit.
 
 struct output {
     int fd;
@@ -71,7 +76,7 @@ struct output {
     char *buffer;
     long used;
     long written; // bytes so far
-    void *hash;   // XXH3 of all bytes so far
+    struct output_writer *writer; // a thread that hashes and writes what came before
 };
 MUST_USE enum status output_open(struct output *o, const char *path);
 MUST_USE enum status output_write(struct output *o, const void *data, long bytes);

@@ -120,12 +120,28 @@ void file_map_close(struct file_map *map)
     *map = (struct file_map){0};
 }
 
-// ---- views ----
-
 static long page_size(void)
 {
     return sysconf(_SC_PAGESIZE);
 }
+
+static void advise(const struct file_map *map, long from, long to, int advice)
+{
+    if (from < to) madvise((void *)(uintptr_t)(map->data + from), (size_t)(to - from), advice); // only a hint
+}
+
+void file_map_expect(const struct file_map *map, long at, long bytes)
+{
+    advise(map, at / page_size() * page_size(), at + bytes, MADV_WILLNEED);
+}
+
+void file_map_forget(const struct file_map *map, long at, long bytes)
+{
+    long page = page_size();
+    advise(map, (at + page - 1) / page * page, (at + bytes) / page * page, MADV_DONTNEED);
+}
+
+// ---- views ----
 
 // The pieces from `first` on that follow each other in one file too: returns their number and their bytes.
 static long run_of(long *bytes, const struct file_piece *piece, long n, long first)

@@ -1,6 +1,8 @@
 // Everything that writes to a disk, so that one place knows how writes fail (see files.h).
+#define _GNU_SOURCE // sync_file_range
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +14,7 @@
 #include "base/decimal.h"
 #include "base/files.h"
 
-enum { BUFFER_BYTES = 1 << 20 };
+enum { BUFFER_BYTES = 4 << 20 };
 
 // ---- writes that tests can make fail ----
 
@@ -71,14 +73,97 @@ static void temporary_name(char name[PATH_LENGTH + 8], const char *path)
     memcpy(name + length, ".tmp", sizeof ".tmp");
 }
 
+// Behind an output: what hashes and writes one buffer while the caller fills the next. A file of less than a buffer
+// needs no thread; a larger one gets its own, which also has the disk begin at once: the flush at the end finds little
+// left to do.
+struct output_writer {
+    pthread_t thread;
+    bool started;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    XXH3_state_t *hash;
+    int fd;
+    char *buffer;    // the one that the caller does not fill
+    long bytes;      // to be written from it; 0: the thread waits
+    long at;         // where they go
+    int error;       // errno of the first write that failed; nothing is written after it
+    bool end;
+};
+
+static void write_buffer(struct output_writer *w, const char *data, long bytes)
+{
+    XXH3_64bits_update(w->hash, data, (size_t)bytes);
+    if (w->error == 0 && !write_all(w->fd, data, bytes)) w->error = errno;
+    if (w->started && w->error == 0) sync_file_range(w->fd, w->at, bytes, SYNC_FILE_RANGE_WRITE); // only a hint
+    w->at += bytes;
+}
+
+static void *writer_run(void *writer)
+{
+    struct output_writer *w = writer;
+    pthread_mutex_lock(&w->lock);
+    for (;;) {
+        while (w->bytes == 0 && !w->end) pthread_cond_wait(&w->changed, &w->lock);
+        if (w->bytes == 0) break;
+        pthread_mutex_unlock(&w->lock); // the caller leaves buffer and bytes alone until they are 0
+        write_buffer(w, w->buffer, w->bytes);
+        pthread_mutex_lock(&w->lock);
+        w->bytes = 0;
+        pthread_cond_signal(&w->changed);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+static void writer_wait(struct output_writer *w)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->bytes > 0) pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void writer_stop(struct output_writer *w)
+{
+    if (!w->started) return;
+    pthread_mutex_lock(&w->lock);
+    w->end = true;
+    pthread_cond_signal(&w->changed);
+    pthread_mutex_unlock(&w->lock);
+    pthread_join(w->thread, NULL);
+    w->started = false;
+}
+
+static void writer_free(struct output_writer *w)
+{
+    if (!w) return;
+    writer_stop(w);
+    pthread_mutex_destroy(&w->lock);
+    pthread_cond_destroy(&w->changed);
+    if (w->hash) XXH3_freeState(w->hash);
+    free(w->buffer);
+    free(w);
+}
+
+static struct output_writer *writer_make(int fd)
+{
+    struct output_writer *w = calloc(1, sizeof *w);
+    if (!w) return NULL;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    w->fd = fd;
+    w->hash = XXH3_createState();
+    if (w->hash) XXH3_64bits_reset(w->hash);
+    return w;
+}
+
 static void output_release(struct output *o)
 {
+    writer_free(o->writer);
     if (o->fd >= 0) close(o->fd);
     free(o->buffer);
-    if (o->hash) XXH3_freeState(o->hash);
     o->fd = -1;
     o->buffer = NULL;
-    o->hash = NULL;
+    o->writer = NULL;
 }
 
 enum status output_open(struct output *o, const char *path)
@@ -98,33 +183,54 @@ enum status output_open(struct output *o, const char *path)
     o->fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (o->fd < 0) return fail(ERR_IO, "%s: cannot be made: %s", temporary, strerror(errno));
     o->buffer = malloc(BUFFER_BYTES);
-    o->hash = XXH3_createState();
-    if (!o->buffer || !o->hash) {
+    o->writer = writer_make(o->fd);
+    if (!o->buffer || !o->writer || !o->writer->hash) {
         output_abort(o);
         return fail(ERR_MEMORY, "%s: no memory to write it", path);
     }
-    XXH3_64bits_reset(o->hash);
     return OK;
 }
 
-static enum status output_flush(struct output *o)
+static enum status writer_status(struct output *o)
 {
-    if (o->used == 0) return OK;
-    long bytes = o->used;
+    if (o->writer->error == 0) return OK;
+    errno = o->writer->error;
+    return write_failed(o->path);
+}
+
+// The full buffer goes to the thread, its other one comes back.
+static enum status hand_over(struct output *o)
+{
+    struct output_writer *w = o->writer;
+    if (!w->started) {
+        if (!w->buffer) w->buffer = malloc(BUFFER_BYTES);
+        w->started = w->buffer && pthread_create(&w->thread, NULL, writer_run, w) == 0;
+        if (!w->started) return fail(ERR_MEMORY, "%s: no memory to write it", o->path);
+    }
+    writer_wait(w);
+    TRY(writer_status(o));
+    char *full = o->buffer;
+    o->buffer = w->buffer;
+    w->buffer = full;
+    pthread_mutex_lock(&w->lock);
+    w->bytes = o->used;
+    pthread_cond_signal(&w->changed);
+    pthread_mutex_unlock(&w->lock);
     o->used = 0;
-    return write_all(o->fd, o->buffer, bytes) ? OK : write_failed(o->path);
+    return OK;
 }
 
 enum status output_write(struct output *o, const void *data, long bytes)
 {
+    const char *from = data;
     CHECK(o->fd >= 0 && bytes >= 0);
-    if (bytes == 0) return OK;
-    XXH3_64bits_update(o->hash, data, (size_t)bytes);
     o->written += bytes;
-    if (bytes > BUFFER_BYTES - o->used) TRY(output_flush(o));
-    if (bytes >= BUFFER_BYTES) return write_all(o->fd, data, bytes) ? OK : write_failed(o->path);
-    memcpy(o->buffer + o->used, data, (size_t)bytes);
-    o->used += bytes;
+    for (long n; bytes > 0; from += n, bytes -= n) {
+        if (o->used == BUFFER_BYTES) TRY(hand_over(o));
+        n = bytes < BUFFER_BYTES - o->used ? bytes : BUFFER_BYTES - o->used;
+        memcpy(o->buffer + o->used, from, (size_t)n);
+        o->used += n;
+    }
     return OK;
 }
 
@@ -149,7 +255,10 @@ static enum status output_finish(struct output *o)
 {
     char temporary[PATH_LENGTH + 8];
     temporary_name(temporary, o->path);
-    TRY(output_flush(o));
+    writer_stop(o->writer);
+    if (o->used > 0) write_buffer(o->writer, o->buffer, o->used);
+    o->used = 0;
+    TRY(writer_status(o));
     if (!write_allowed() || fsync(o->fd) != 0) return write_failed(o->path);
     int fd = o->fd;
     o->fd = -1;
@@ -176,7 +285,7 @@ enum status output_commit(struct output *o, uint64_t *xxh3)
         output_abort(o);
         return status;
     }
-    if (xxh3) *xxh3 = XXH3_64bits_digest(o->hash);
+    if (xxh3) *xxh3 = XXH3_64bits_digest(o->writer->hash);
     output_release(o);
     return parent_sync(o->path);
 }

@@ -327,14 +327,34 @@ float model_folder_scale(const struct model_folder *f, long i, long element)
     return f->scale[i] ? scale_value(f->scale[i], scale_at(&g, element)) : 1;
 }
 
-static void read_fp8(float *to, const struct model_folder *f, long i, const uint8_t *code, long from, long n)
+static void read_fp8(float *to, const struct model_folder *f, long i, uint8_t *code, long from, long n)
 {
     struct scale_grid g = grid_of(f, i);
     for (long at = 0, run; at < n; at += run) {
         float scale = scale_value(f->scale[i], scale_at(&g, from + at));
         run = scale_run(&g, from + at);
         if (run > n - at) run = n - at;
-        for (long j = at; j < at + run; j++) to[j] = e4m3_to_float(code[j]) * scale;
+        kernels_for(F32)->cast((struct tensor){.data = to + at, .dtype = F32},
+                               (struct tensor){.data = code + at, .scale = &scale, .dtype = F8_E4M3}, 1, run);
+    }
+}
+
+// n values without a scale as they lie in a file, at any address.
+static void cast_from_file(struct tensor to, struct tensor from, long n)
+{
+    const struct kernels *k = kernels_for(F32);
+    long size = dtype_size(from.dtype);
+    if ((uintptr_t)from.data % (uintptr_t)size == 0) {
+        k->cast(to, from, 1, n);
+        return;
+    }
+    double aligned[512]; // room for any type
+    for (long at = 0, some; at < n; at += some) {
+        struct tensor piece = {.data = aligned, .dtype = from.dtype};
+        some = n - at < 512 ? n - at : 512;
+        memcpy(aligned, (const char *)from.data + at * size, (size_t)(some * size));
+        k->cast((struct tensor){.data = (char *)to.data + at * dtype_size(to.dtype), .dtype = to.dtype}, piece, 1,
+                some);
     }
 }
 
@@ -342,40 +362,45 @@ void model_folder_read(float *to, const struct model_folder *f, long i, long fro
 {
     const struct stored_tensor *t = f->stored[i];
     CHECK(from >= 0 && n >= 0 && from + n <= t->elements);
-    const uint8_t *data = t->data + from * dtype_size(t->type);
-    uint16_t half;
-    switch ((enum dtype)t->type) {
-    case F32: memcpy(to, data, (size_t)n * sizeof *to); break;
-    case BF16:
-        for (long j = 0; j < n; j++) {
-            memcpy(&half, data + 2 * j, 2);
-            to[j] = bf16_to_float(half);
-        }
-        break;
-    case F16:
-        for (long j = 0; j < n; j++) {
-            memcpy(&half, data + 2 * j, 2);
-            to[j] = f16_to_float(half);
-        }
-        break;
-    case F8_E4M3: read_fp8(to, f, i, data, from, n); break;
-    default: CHECK(!"a dtype that open() accepts");
-    }
+    struct tensor values = {.data = (void *)(uintptr_t)(t->data + from * dtype_size(t->type)), .dtype = t->type};
+    if (t->type == F8_E4M3) read_fp8(to, f, i, values.data, from, n);
+    else cast_from_file((struct tensor){.data = to, .dtype = F32}, values, n);
+}
+
+static const struct file_map *map_of(const struct model_folder *f, const struct stored_tensor *t)
+{
+    const struct safetensors *s = f->shard;
+    while (t < s->tensor || t >= s->tensor + s->n) s++;
+    return &s->map;
+}
+
+struct file_piece model_folder_piece(const struct model_folder *f, long i)
+{
+    const struct stored_tensor *t = f->stored[i];
+    const struct file_map *map = map_of(f, t);
+    return (struct file_piece){map, t->data - map->data, t->bytes};
+}
+
+void model_folder_expect(const struct model_folder *f, long i)
+{
+    struct file_piece p = model_folder_piece(f, i);
+    file_map_expect(p.map, p.at, p.bytes);
+}
+
+void model_folder_forget(const struct model_folder *f, long i)
+{
+    struct file_piece p = model_folder_piece(f, i);
+    file_map_forget(p.map, p.at, p.bytes);
 }
 
 void values_from_float(void *to, enum dtype dtype, const float *from, long n)
 {
-    switch (dtype) {
-    case F32: memcpy(to, from, (size_t)n * sizeof *from); break;
-    case F64:
-        for (long i = 0; i < n; i++) ((double *)to)[i] = from[i];
-        break;
-    case BF16:
-        for (long i = 0; i < n; i++) ((uint16_t *)to)[i] = bf16_from_float(from[i]);
-        break;
-    case F16:
-        for (long i = 0; i < n; i++) ((uint16_t *)to)[i] = f16_from_float(from[i]);
-        break;
-    default: CHECK(!"a dtype with one value per element");
-    }
+    kernels_for(F32)->cast((struct tensor){.data = to, .dtype = dtype},
+                           (struct tensor){.data = (void *)(uintptr_t)from, .dtype = F32}, 1, n);
+}
+
+void floats_from_values(float *to, const void *from, enum dtype dtype, long n)
+{
+    kernels_for(F32)->cast((struct tensor){.data = to, .dtype = F32},
+                           (struct tensor){.data = (void *)(uintptr_t)from, .dtype = dtype}, 1, n);
 }

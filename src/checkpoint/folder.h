@@ -26,6 +26,11 @@ void model_folder_close(struct model_folder *f);
 // Values of tensor i as f32 (scales applied): elements [from, from + n).
 void model_folder_read(float *to, const struct model_folder *f, long i, long from, long n);
 
+// Where tensor i lies; for whoever walks through the folder: it is wanted soon, it was used (see file_map_expect).
+struct file_piece model_folder_piece(const struct model_folder *f, long i);
+void model_folder_expect(const struct model_folder *f, long i);
+void model_folder_forget(const struct model_folder *f, long i);
+
 // What multiplies that element of an FP8 tensor; 1 for others.
 float model_folder_scale(const struct model_folder *f, long i, long element);
 

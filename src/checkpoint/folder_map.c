@@ -14,13 +14,6 @@ struct mapping {
     long pieces;              // of all fields
 };
 
-static const struct file_map *map_of(const struct model_folder *f, const struct stored_tensor *t)
-{
-    const struct safetensors *s = f->shard;
-    while (t < s->tensor || t >= s->tensor + s->n) s++;
-    return &s->map;
-}
-
 // The pieces of the field whose first part is params.item[first], in order. False where it cannot be mapped.
 static bool gather(struct mapping *g, long *n, long first)
 {
@@ -31,11 +24,9 @@ static bool gather(struct mapping *g, long *n, long first)
     if (head->kind->in_acc) return false;
     for (long i = first; i < f->params.n && f->params.item[i].layer == head->layer; i++) {
         const struct param_kind *kind = f->params.item[i].kind;
-        const struct stored_tensor *t = f->stored[i];
         if (kind->scope != head->kind->scope || kind->field != head->kind->field) continue;
-        if (t->type != (int)dtype) return false;
-        const struct file_map *map = map_of(f, t);
-        g->piece[(*n)++] = (struct file_piece){map, t->data - map->data, t->bytes};
+        if (f->stored[i]->type != (int)dtype) return false;
+        g->piece[(*n)++] = model_folder_piece(f, i);
     }
     return g->pieces + *n <= PIECES_MOST && g->piece[0].at % dtype_size(dtype) == 0 &&
            file_view_fits(g->piece, *n);

@@ -98,23 +98,6 @@ enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct conf
     return OK;
 }
 
-void floats_from_values(float *to, const void *from, enum dtype dtype, long n)
-{
-    switch (dtype) {
-    case F32: memcpy(to, from, (size_t)n * sizeof *to); break;
-    case F64:
-        for (long i = 0; i < n; i++) to[i] = (float)((const double *)from)[i];
-        break;
-    case BF16:
-        for (long i = 0; i < n; i++) to[i] = bf16_to_float(((const uint16_t *)from)[i]);
-        break;
-    case F16:
-        for (long i = 0; i < n; i++) to[i] = f16_to_float(((const uint16_t *)from)[i]);
-        break;
-    default: CHECK(!"a dtype with one value per element");
-    }
-}
-
 static enum status write_tensor(struct folder_writer *w, const struct model *m, const struct param *p, void *host,
                                 float *values)
 {

@@ -10,6 +10,10 @@
 
 enum { CHUNK = 1 << 18 }; // elements in memory at a time
 
+struct moments {
+    double mean, std;
+};
+
 struct upcycling {
     const struct model_folder *from;
     const struct upcycle_options *o;
@@ -22,6 +26,7 @@ struct upcycling {
     void *converted;             // [CHUNK] in c.dtype
     bool *dropped;               // [F] intermediate columns of the present expert that are redrawn
     long dropped_layer, dropped_expert; // whose they are
+    struct moments *parent_moments; // [from->params.n] of dense tensors that experts were made of
     struct progress progress;
     double done;                 // bytes
 };
@@ -53,12 +58,27 @@ static long column_of(const struct upcycling *u, const struct param *p, long i)
     return p->kind->rows == DIM_F ? i / p->columns : i % u->c.F;
 }
 
-struct moments {
-    double mean, std;
-};
+static struct moments moments_from(double sum, double squares, long n)
+{
+    if (n == 0) return (struct moments){0, 0};
+    double mean = sum / (double)n, variance = squares / (double)n - mean * mean;
+    return (struct moments){mean, variance > 0 ? sqrt(variance) : 0};
+}
 
-// Of the whole tensor, or of its dropped columns.
-static struct moments moments_of(struct upcycling *u, const struct param *p, long parent, bool only_dropped)
+static struct moments moments_of(struct upcycling *u, const struct param *p, long parent)
+{
+    long elements = p->rows * p->columns;
+    double sum = 0, squares = 0;
+    for (long at = 0; at < elements; at += CHUNK) {
+        long n = elements - at < CHUNK ? elements - at : CHUNK;
+        model_folder_read(u->values, u->from, parent, at, n);
+        sum += u->k->sum(u->values, n);
+        squares += u->k->sum_squares(u->values, n);
+    }
+    return moments_from(sum, squares, elements);
+}
+
+static struct moments moments_of_dropped(struct upcycling *u, const struct param *p, long parent)
 {
     long elements = p->rows * p->columns, counted = 0;
     double sum = 0, squares = 0;
@@ -66,15 +86,13 @@ static struct moments moments_of(struct upcycling *u, const struct param *p, lon
         long n = elements - at < CHUNK ? elements - at : CHUNK;
         model_folder_read(u->values, u->from, parent, at, n);
         for (long i = 0; i < n; i++) {
-            if (only_dropped && !u->dropped[column_of(u, p, at + i)]) continue;
+            if (!u->dropped[column_of(u, p, at + i)]) continue;
             sum += u->values[i];
             squares += (double)u->values[i] * u->values[i];
             counted++;
         }
     }
-    if (counted == 0) return (struct moments){0, 0};
-    double mean = sum / (double)counted, variance = squares / (double)counted - mean * mean;
-    return (struct moments){mean, variance > 0 ? sqrt(variance) : 0};
+    return moments_from(sum, squares, counted);
 }
 
 // The same columns for w1, w3 and w2 of an expert [Drop-Upcycling, arXiv 2502.19261].
@@ -196,17 +214,22 @@ static enum status write_changed(struct upcycling *u, const struct param *p, lon
 {
     long elements = p->rows * p->columns;
     bool drop = u->o->method == UPCYCLE_DROP;
-    if (drop) choose_dropped(u, p);
-    struct moments m = moments_of(u, p, parent, drop);
-    if (!drop) m = (struct moments){0, u->o->noise * m.std};
+    struct moments m;
+    if (drop) {
+        choose_dropped(u, p);
+        m = moments_of_dropped(u, p, parent);
+    } else {
+        struct moments *own = &u->parent_moments[parent]; // the same for all experts
+        if (p->expert == 0) *own = moments_of(u, p, parent);
+        m = (struct moments){0, u->o->noise * own->std};
+    }
     for (long at = 0; at < elements; at += CHUNK) {
         long n = elements - at < CHUNK ? elements - at : CHUNK;
         model_folder_read(u->values, u->from, parent, at, n);
         draw(u, u->random, p, m, at, n);
-        for (long i = 0; i < n; i++) {
-            if (!drop) u->values[i] += u->random[i];
-            else if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
-        }
+        if (!drop) u->k->add(u->values, u->values, u->random, n);
+        for (long i = 0; i < n && drop; i++)
+            if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
         TRY(put_values(u, n));
     }
     return OK;
@@ -218,10 +241,15 @@ static enum status write_tensors(struct upcycling *u)
         const struct param *p = &u->list.item[i];
         long parent = parent_of(u, p);
         if (parent < 0) CHECK(p->kind->init == INIT_ROUTER);
-        if (parent < 0) TRY(write_router(u, p));
-        else if (p->expert < 0 || u->o->method == UPCYCLE_COPY) TRY(write_copy(u, p, parent));
+        if (parent < 0) {
+            TRY(write_router(u, p));
+            continue;
+        }
+        model_folder_expect(u->from, parent);
+        if (p->expert < 0 || u->o->method == UPCYCLE_COPY) TRY(write_copy(u, p, parent));
         else if (u->o->method == UPCYCLE_GRANULAR) TRY(write_shard(u, p, parent));
         else TRY(write_changed(u, p, parent));
+        model_folder_forget(u->from, parent);
     }
     return folder_writer_copy(u->w, u->from->path);
 }
@@ -297,8 +325,9 @@ static enum status upcycle_into(struct upcycle_result *r, struct upcycling *u, c
     u->random = malloc(CHUNK * sizeof *u->random);
     u->converted = malloc(CHUNK * sizeof(float));
     u->dropped = malloc((size_t)u->c.F * sizeof *u->dropped);
+    u->parent_moments = calloc((size_t)u->from->params.n, sizeof *u->parent_moments);
     r->similarity = malloc((size_t)u->c.L * sizeof *r->similarity);
-    if (!u->values || !u->random || !u->converted || !u->dropped || !r->similarity)
+    if (!u->values || !u->random || !u->converted || !u->dropped || !u->parent_moments || !r->similarity)
         return fail(ERR_MEMORY, "memory: refused while upcycling (free some memory)");
     TRY(write_folder(u, to));
     return measure_similarity(r->similarity, u, to);
@@ -321,6 +350,7 @@ enum status upcycle(struct upcycle_result *r, const struct model_folder *from, c
     free(u.random);
     free(u.converted);
     free(u.dropped);
+    free(u.parent_moments);
     if (status == OK) *r = result;
     else free(result.similarity);
     return status;
