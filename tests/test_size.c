@@ -3,6 +3,8 @@
 //     build/tests/test_size DIR          writes the sparse FP8 folder in the shape of Skywork-MoE and ends
 #include "sparse_folder.h"
 
+#include <sys/resource.h>
+
 static struct config skywork_moe(enum quant quant)
 {
     return (struct config){.arch = ARCH_SKYWORK, .D = 4608, .F = 12288, .L = 52, .H = 36, .G = 36, .C = 128, .V = 65532,
@@ -29,6 +31,8 @@ static void a_huge_folder_opens_in_little_memory(void **state)
 
 static char program[PATH_LENGTH], *printed; // by the last run, to both outputs
 
+static rlim_t most_data = RLIM_INFINITY; // anonymous memory the next runs may have
+
 static int run(const char *const *word)
 {
     const char *argv[16] = {program};
@@ -40,6 +44,7 @@ static int run(const char *const *word)
         int to = open(in("printed"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
         dup2(to, 1);
         dup2(to, 2);
+        if (setrlimit(RLIMIT_DATA, &(struct rlimit){most_data, most_data}) != 0) _exit(98);
         execv(program, (char *const *)(uintptr_t)argv);
         _exit(99);
     }
@@ -119,6 +124,25 @@ static void quantize_refuses_before_it_reads(void **state)
     assert_false(path_exists(in("new")) || path_exists(in("new.tmp")));
 }
 
+// 64 MB of anonymous memory, stacks and libraries included, and a matrix of 67 MB.
+static void converting_takes_no_memory_for_the_model(void **state)
+{
+    (void)state;
+    struct config c = {.arch = ARCH_LLAMA, .D = 512, .F = 64, .L = 1, .H = 8, .G = 8, .C = 64, .V = 65536,
+                       .max_positions = 64, .norm_eps = 1e-5, .rope_theta = 100, .tied = true, .dtype = BF16,
+                       .bos = 1, .eos = 2, .pad = -1};
+    sparse_folder(in("wide"), &c, 1L << 40);
+#ifndef __SANITIZE_ADDRESS__
+    most_data = 64 << 20;
+#endif
+    int upcycled = RUN("upcycle", "--model", in("wide"), "--output", in("moe"), "--threads", "2", "--quiet");
+    if (upcycled != 0) fail_msg("%d: %s", upcycled, printed);
+    int quantised = RUN("quantize", "--model", in("moe"), "--output", in("fp8"), "--threads", "2", "--quiet");
+    most_data = RLIM_INFINITY;
+    if (quantised != 0) fail_msg("%d: %s", quantised, printed);
+    OK_OR_FAIL(folder_verify(in("fp8")));
+}
+
 static int start(void **state)
 {
     const char *named = getenv("SKYMOE");
@@ -157,6 +181,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_dry_run_takes_a_config_and_counts),
         cmocka_unit_test(a_disk_that_is_too_small_is_refused_before_writing),
         cmocka_unit_test(quantize_refuses_before_it_reads),
+        cmocka_unit_test(converting_takes_no_memory_for_the_model),
     };
     return cmocka_run_group_tests(tests, start, tear_down);
 }

@@ -20,9 +20,9 @@ struct quantising {
     struct tensor_error *error;
     long errors;
     long room;                 // elements that these hold:
-    float *values, *again;     // as read, as they come out of FP8
+    float *values, *difference; // as read, minus what comes out of FP8
     void *converted;
-    float *row_scale;          // of these rows, as in struct tensor
+    float *row_scale, *minus_scale; // of these rows, as in struct tensor
     struct progress progress;
     double done;               // weights read
 };
@@ -58,7 +58,9 @@ static long read_rows(struct quantising *q, long i, long row)
 {
     const struct param *p = &q->from->params.item[i];
     long most = q->room / p->columns, n = p->rows - row < most ? p->rows - row : most;
+    if (row == 0) model_folder_expect(q->from, i);
     model_folder_read(q->values, q->from, i, row * p->columns, n * p->columns);
+    if (row + n == p->rows) model_folder_forget(q->from, i);
     return n;
 }
 
@@ -175,25 +177,27 @@ static enum status write_fp8(struct quantising *q, long i)
     const struct param *p = &q->from->params.item[i];
     struct scale_grid g = grid_of(q, i);
     struct tensor_error *error = &q->error[q->errors++];
-    struct tensor values = {.data = q->values, .dtype = F32}, again = {.data = q->again, .dtype = F32};
+    struct tensor values = {.data = q->values, .dtype = F32}, difference = {.data = q->difference, .dtype = F32};
     struct tensor codes = {.data = q->converted, .scale = q->row_scale, .dtype = F8_E4M3,
                            .scale_columns = (int)g.columns};
+    struct tensor minus = codes; // the same codes, negated
     double squares = 0, lost = 0, most = 0;
+    minus.scale = q->minus_scale;
     for (long row = 0, rows; row < p->rows; row += rows) {
         rows = read_rows(q, i, row);
         long n = rows * p->columns;
         for (long j = 0; j < rows * g.columns; j++) {
             long element = (row + j / g.columns) * p->columns + j % g.columns * g.piece_columns;
             q->row_scale[j] = q->scale[q->first_scale[i] + scale_at(&g, element)];
+            q->minus_scale[j] = -q->row_scale[j];
         }
         q->k->cast(codes, values, rows, p->columns);
-        q->k->cast(again, codes, rows, p->columns);
-        for (long j = 0; j < n; j++) {
-            double w = q->values[j], difference = fabs(w - q->again[j]);
-            squares += w * w;
-            lost += difference * difference;
-            most = difference > most ? difference : most;
-        }
+        q->k->cast(difference, minus, rows, p->columns);
+        q->k->add(q->difference, q->values, q->difference, n);
+        squares += q->k->sum_squares(q->values, n);
+        lost += q->k->sum_squares(q->difference, n);
+        double largest = q->k->amax(difference, n);
+        most = largest > most ? largest : most; // all are finite: measure() saw to it
         TRY(folder_writer_data(q->w, codes.data, n));
         progress_by(q, n);
     }
@@ -255,10 +259,11 @@ static enum status quantise_into(struct quantising *q, const char *to)
     q->scale = calloc((size_t)scales + 1, sizeof *q->scale);
     q->error = calloc((size_t)n, sizeof *q->error);
     q->values = malloc((size_t)q->room * sizeof *q->values);
-    q->again = malloc((size_t)q->room * sizeof *q->again);
+    q->difference = malloc((size_t)q->room * sizeof *q->difference);
     q->converted = malloc((size_t)q->room * sizeof(float));
     q->row_scale = malloc((size_t)q->room * sizeof *q->row_scale);
-    if (!q->scale || !q->error || !q->values || !q->again || !q->converted || !q->row_scale)
+    q->minus_scale = malloc((size_t)q->room * sizeof *q->minus_scale);
+    if (!q->scale || !q->error || !q->values || !q->difference || !q->converted || !q->row_scale || !q->minus_scale)
         return fail(ERR_MEMORY, "memory: refused while quantising (free some memory)");
     double weights = 0;
     long bytes = scales * (long)sizeof *q->scale;
@@ -289,7 +294,8 @@ enum status quantize_fp8(struct quantize_result *r, const struct model_folder *f
     free(q.scale);
     free(q.first_scale);
     free(q.values);
-    free(q.again);
+    free(q.difference);
+    free(q.minus_scale);
     free(q.converted);
     free(q.row_scale);
     return status;
