@@ -91,7 +91,7 @@ static void test_table(void **state)
     cJSON_Delete(again);
     cJSON_Delete(result);
 
-    // More steps go on from there; another seed is another experiment.
+    // Another seed is another experiment.
     struct balance_options other = o;
     other.seed = 2;
     assert_int_equal(bench_balance(&other, true), ERR_CONFIG);

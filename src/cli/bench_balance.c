@@ -118,7 +118,7 @@ static void common_words(struct words *w, const struct balance_options *o, const
     add_option(w, "--lr-schedule", "constant");
     add_option(w, "--lr", "2e-3");
     add_option(w, "--lr-warmup-steps", "10");
-    add_option(w, "--eval-tokens", "16384");
+    add_option(w, "--eval-tokens", toy ? "2048" : "16384");
     add_option(w, "--save-interval", "0");
     if (toy) add_option(w, "--num-experts", "8");
 }
