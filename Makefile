@@ -7,7 +7,7 @@ WARN = -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wp
 OPENMP = -fopenmp
 CFLAGS = -std=gnu11 $(MODE) $(WARN) $(OPENMP) -fno-math-errno -ffp-contract=off -Isrc -MMD -MP $(EXTRA)
 CXXFLAGS = -std=c++17 $(MODE) -Wall -Wextra -Isrc -MMD -MP $(EXTRA)
-LIBS = -ldnnl -lsentencepiece_train -lsentencepiece -lcjson -lxxhash -lm
+LIBS = -ldnnl -lsentencepiece_train -lsentencepiece -lcjson -lxxhash -ledit -lm
 
 SOURCES := $(wildcard src/*/*.c src/*/*/*.c)
 OBJECTS := $(SOURCES:%.c=$(OUT)/%.o) $(patsubst %.cc,$(OUT)/%.o,$(wildcard src/*/*.cc))

@@ -91,7 +91,7 @@ static void assert_contains(const char *text, const char *part)
 }
 
 static const char *const names[] = {"prepare",  "train",   "upcycle", "eval", "quantize",
-                                    "generate", "inspect", "report",  "bench"};
+                                    "generate", "chat",    "inspect", "report", "bench"};
 enum { NAMES = sizeof names / sizeof names[0] };
 
 static void test_help(void **state)

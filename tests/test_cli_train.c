@@ -1,83 +1,8 @@
 // The commands train, eval and generate as a user calls them: exit codes, sentences, files, signals.
-// SKYMOE names the program; without it, the one beside this test's build.
-#include "train_util.h"
+#include "program_util.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
-
-static char program[PATH_LENGTH];
-static char *out_text, *err_text; // of the last call
-
-static bool find_program(void)
-{
-    const char *named = getenv("SKYMOE");
-    if (named && realpath(named, program)) return true;
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 16);
-    if (n < 0) return false;
-    program[n] = '\0';
-    for (int up = 0; up < 2; up++) *strrchr(program, '/') = '\0';
-    memcpy(program + strlen(program), "/skymoe", 8);
-    return access(program, X_OK) == 0;
-}
-
-static pid_t start(const char *const *word)
-{
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child) return child;
-    const char *argv[64] = {program};
-    for (int i = 0; word[i]; i++) argv[i + 1] = word[i];
-    int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600), in = open("/dev/null", O_RDONLY);
-    int err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (path_exists(at("stdin"))) in = open(at("stdin"), O_RDONLY);
-    dup2(in, 0);
-    dup2(out, 1);
-    dup2(err, 2);
-    setenv("OMP_NUM_THREADS", "1", 1);
-    execv(program, (char *const *)argv);
-    _exit(99);
-}
-
-// Exit code, and what was printed.
-static int finish(pid_t child)
-{
-    int code;
-    long bytes;
-    assert_true(waitpid(child, &code, 0) == child);
-    free(out_text);
-    free(err_text);
-    OK_OR_FAIL(file_read(&out_text, &bytes, at("stdout"), 1 << 26));
-    OK_OR_FAIL(file_read(&err_text, &bytes, at("stderr"), 1 << 26));
-    return WIFEXITED(code) ? WEXITSTATUS(code) : 1000 + WTERMSIG(code);
-}
-
-#define RUN(...) finish(start((const char *const[]){__VA_ARGS__, NULL}))
-
-// That code and, as the last line on stderr, a sentence with that part in it.
-static void failed(int code, int wanted, const char *part)
-{
-    if (code != wanted) fail_msg("exit code %d, expected %d: %s", code, wanted, err_text);
-    size_t n = strlen(err_text);
-    assert_true(n > 1 && err_text[n - 1] == '\n');
-    err_text[n - 1] = '\0';
-    const char *last = strrchr(err_text, '\n') ? strrchr(err_text, '\n') + 1 : err_text;
-    if (strncmp(last, "skymoe ", 7) || !strstr(last, part)) fail_msg("stderr is '%s', expected '%s' in it", last, part);
-}
-#define FAILS(code, part, ...) failed(RUN(__VA_ARGS__), code, part)
-#define WORKS(...)                                                                                                     \
-    do {                                                                                                               \
-        int code_ = RUN(__VA_ARGS__);                                                                                  \
-        if (code_ != 0) fail_msg("exit code %d: %s", code_, err_text);                                                 \
-    } while (0)
-
-static cJSON *printed_json(void)
-{
-    cJSON *json;
-    OK_OR_FAIL(json_parse(&json, out_text, (long)strlen(out_text), "stdout"));
-    return json;
-}
 
 #define SMALL "--micro-batch-size", "2", "--global-batch-size", "4", "--seq-length", "16", "--quiet"
 

@@ -142,6 +142,37 @@ static void test_sequences(void **state)
     }
 }
 
+// A sequence that was cut goes on as if what was cut had never been there; its pages are free again.
+static void test_cut(void **state)
+{
+    (void)state;
+    struct config c = shape(1);
+    struct model m;
+    struct model_options o = inference(F32, 10, 64);
+    struct kv_cache kv;
+    static const long keep[] = {0, 1, 15, 16, 17, 32, 40};
+    int token[TOKENS], other[TOKENS];
+    prompt(token, TOKENS, c.V, 4);
+    prompt(other, TOKENS, c.V, 5);
+    model_start(&m, &c, &o);
+    OK_OR_FAIL(kv_cache_init(&kv, &m, 1, TOKENS, TOKENS));
+    for (size_t i = 0; i < sizeof keep / sizeof *keep; i++) {
+        float got[13], want[13];
+        kv_cache_drop(&kv, 0);
+        OK_OR_FAIL(kv_append(&kv, 0, token, 40, NULL, NULL));
+        kv_cache_cut(&kv, 0, keep[i]);
+        assert_int_equal(kv.length[0], keep[i]);
+        assert_int_equal(kv.free_n, kv.pages - (keep[i] + PAGE_TOKENS - 1) / PAGE_TOKENS);
+        OK_OR_FAIL(kv_append(&kv, 0, other, TOKENS - keep[i], got, NULL));
+        kv_cache_drop(&kv, 0);
+        OK_OR_FAIL(kv_append(&kv, 0, token, keep[i], NULL, NULL));
+        OK_OR_FAIL(kv_append(&kv, 0, other, TOKENS - keep[i], want, NULL));
+        expect_same_bits("after a cut", got, want, c.V * 4);
+    }
+    kv_cache_free(&kv);
+    model_free(&m);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -263,7 +294,7 @@ int main(void)
 {
     const struct CMUnitTest any[] = {
         cmocka_unit_test(test_equals_training),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_cut), cmocka_unit_test(test_refused),
         cmocka_unit_test(test_fp8),
     };
     const struct CMUnitTest reference[] = {

@@ -221,11 +221,12 @@ static void test_bytes(void **state)
 struct taken {
     int id[64];
     double logprob[64];
-    long n;
+    long n, most; // most 0: any number
 };
-static enum status take(void *user, struct sampled token)
+static enum status take(void *user, struct sampled token, bool *stop)
 {
     struct taken *t = user;
+    *stop = t->most && t->n + 1 == t->most;
     t->id[t->n] = token.token;
     t->logprob[t->n++] = token.logprob;
     return OK;
@@ -262,6 +263,24 @@ static void test_generate(void **state)
         assert_int_equal(taken.id[n - 4], best);
         assert_true(fabs(taken.logprob[n - 4] - ((double)logits[best] - log_sum_exp(logits, TINY_V))) < 1e-5);
     }
+    const int more[] = {taken.id[11], 9}; // behind what is there, as a longer prompt from the start would
+    struct taken on = {.n = 0}, afresh = {.n = 0, .most = 5};
+    g = (struct generation){.prompt = more, .prompt_n = 2, .max_tokens = 5, .ends = &none, .on_token = take,
+                            .user = &on};
+    kv_cache_drop(&kv, 0);
+    OK_OR_FAIL(kv_append(&kv, 0, ids, 15, NULL, NULL));
+    OK_OR_FAIL(generate(&finish, &kv, 0, &s, &g));
+    int long_prompt[17];
+    memcpy(long_prompt, ids, 15 * sizeof *ids);
+    memcpy(long_prompt + 15, more, sizeof more);
+    g = (struct generation){.prompt = long_prompt, .prompt_n = 17, .max_tokens = 30, .ends = &none, .on_token = take,
+                            .user = &afresh};
+    kv_cache_drop(&kv, 0);
+    OK_OR_FAIL(generate(&finish, &kv, 0, &s, &g));
+    assert_int_equal(finish, FINISH_STOP); // the callback stopped it
+    assert_int_equal(afresh.n, 5);
+    assert_memory_equal(on.id, afresh.id, 5 * sizeof *on.id);
+    g = (struct generation){.prompt = prompt, .prompt_n = 4, .max_tokens = 12, .on_token = take};
     ends.n = 2; // the fourth token now ends the text, if it did not appear before
     ends.id[0] = 60;
     ends.id[1] = taken.id[3];

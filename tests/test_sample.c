@@ -130,6 +130,13 @@ static void test_greedy_and_logprob(void **state)
     OK_OR_FAIL(sampler_init(&s, &rule, V, 100)); // beyond the tokenizer
     OK_OR_FAIL(sampler_draw(&out, &s, logits, 0, 5));
     assert_true(out.token < 100);
+    sampler_allow(&s, 150);
+    sampler_allow(&s, 120);
+    sampler_allow(&s, 120);
+    sampler_allow(&s, 3); // is allowed anyway
+    assert_int_equal(s.also_n, 2);
+    OK_OR_FAIL(sampler_draw(&out, &s, logits, 0, 5)); // single ids beyond it: the largest of them is 150
+    assert_int_equal(out.token, 150);
     for (long i = 0; i < V; i++) logits[i] = NAN;
     assert_int_equal(sampler_draw(&out, &s, logits, 0, 5), ERR_FORMAT);
     sampler_free(&s);

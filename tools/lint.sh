@@ -29,6 +29,7 @@ immintrin.h                 src/kernels/x86/
 cjson/cJSON.h               src/base/json.h
 xxhash.h                    src/base/output.c
 getopt.h                    src/base/setting.c
+histedit.h                  src/cli/line.c
 sentencepiece_processor.h   src/data/
 sentencepiece_trainer.h     src/data/
 mpi.h                       src/comm/mpi.c

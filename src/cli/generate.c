@@ -1,5 +1,4 @@
 #include <errno.h>
-#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,14 +8,14 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "cli/ids.h"
+#include "cli/sampling.h"
 #include "eval/generate.h"
 #include "eval/inference.h"
+#include "eval/stream.h"
 
 static struct options {
     const char *model, *prompt, *prompt_ids;
-    long max_tokens;
-    double temperature, top_p, min_p;
-    long top_k;
+    struct sampling_options sampling;
 } options;
 
 #define AT(field) offsetof(struct options, field)
@@ -26,11 +25,7 @@ static const struct setting rows[] = {
     {"prompt", SETTING_TEXT, AT(prompt), NULL, 0, 0, NULL, "text to continue; -: all of standard input"},
     {"prompt-ids", SETTING_TEXT, AT(prompt_ids), NULL, 0, 0, NULL,
      "token ids to continue, 1,5,9, as they are (no bos is added)"},
-    [MAX_TOKENS] = {"max-tokens", SETTING_LONG, AT(max_tokens), "128", 0, 1 << 24, NULL, "most tokens to generate"},
-    {"temperature", SETTING_REAL, AT(temperature), "0.8", 0, 1000, NULL, "0: always the most probable token"},
-    {"top-k", SETTING_LONG, AT(top_k), "0", 0, 1 << 24, NULL, "draw from the k most probable tokens; 0: all"},
-    {"top-p", SETTING_REAL, AT(top_p), "1", 0, 1, NULL, "draw from the most probable tokens that make up this share"},
-    {"min-p", SETTING_REAL, AT(min_p), "0", 0, 1, NULL, "draw from tokens with this share of the largest probability"},
+    [MAX_TOKENS] = SAMPLING_ROWS(AT(sampling), "128"),
 };
 static const struct settings settings = {
     .command = "generate",
@@ -43,73 +38,40 @@ static const struct settings settings = {
 
 // One text being written.
 struct writer {
-    const struct tokenizer *tokenizer; // NULL: ids are written
-    bool stream;
+    bool text;      // else ids are written
+    bool show;      // as it comes
+    struct text_stream stream;
     int *ids;       // prompt, then text
     long n, prompt_n;
-    long shown;     // bytes of the decoded ids that are out
     double *logprob; // of the text's tokens
 };
 
-// The part of the decoded text that is new; text that may still change (half a character) waits.
-static enum status show(struct writer *w, bool print)
+static void show_more(struct writer *w)
 {
-    char *more;
-    if (!w->tokenizer) {
-        if (print) printf("%s%d", w->n - w->prompt_n > 1 ? "," : "", w->ids[w->n - 1]);
-        return OK;
-    }
-    TRY(tokenizer_decode_next(&more, &w->shown, w->tokenizer, w->ids, w->n));
-    if (print) fputs(more, stdout);
-    free(more);
-    return OK;
+    long bytes;
+    const char *more = text_stream_take(&w->stream, &bytes);
+    fwrite(more, 1, (size_t)bytes, stdout);
 }
 
-static enum status on_token(void *user, struct sampled token)
+static enum status on_token(void *user, struct sampled token, bool *stop)
 {
     struct writer *w = user;
+    (void)stop;
     w->logprob[w->n - w->prompt_n] = token.logprob;
     w->ids[w->n++] = token.token;
-    if (!w->stream) return OK;
-    TRY(show(w, true));
+    if (w->text) TRY(text_stream_add(&w->stream, token.token));
+    if (!w->show) return OK;
+    if (w->text) show_more(w);
+    else printf("%s%d", w->n - w->prompt_n > 1 ? "," : "", token.token);
     if (fflush(stdout) == 0) return OK;
     return fail(ERR_IO, "standard output: cannot be written: %s", strerror(errno)); // nobody reads any more
-}
-
-// What was held back to the end: half a character, as U+FFFD.
-static enum status show_rest(const struct writer *w)
-{
-    char *whole;
-    long bytes;
-    TRY(tokenizer_decode(&whole, &bytes, w->tokenizer, w->ids, w->n));
-    if (w->shown < bytes) fputs(whole + w->shown, stdout);
-    free(whole);
-    return OK;
-}
-
-// The text after the prompt. The prompt is decoded with it: the first word's space depends on what stands before.
-static enum status text_of(char **text, const struct writer *w)
-{
-    char *whole, *before;
-    long bytes, skip;
-    TRY(tokenizer_decode(&whole, &bytes, w->tokenizer, w->ids, w->n));
-    enum status status = tokenizer_decode(&before, &skip, w->tokenizer, w->ids, w->prompt_n);
-    if (status == OK) {
-        *text = strdup(whole + (skip < bytes ? skip : bytes));
-        free(before);
-        if (!*text) status = fail(ERR_MEMORY, "memory: the text was refused (free some memory)");
-    }
-    free(whole);
-    return status;
 }
 
 static enum status print_json(const struct writer *w, enum finish finish)
 {
     struct json_out o = {0};
-    char *text = NULL;
-    if (w->tokenizer) TRY(text_of(&text, w));
     json_begin(&o, NULL, '{');
-    json_put_text(&o, "text", text);
+    json_put_text(&o, "text", w->text ? w->stream.text + w->stream.begin : NULL);
     json_begin(&o, "token_ids", '[');
     for (long i = w->prompt_n; i < w->n; i++) json_put_long(&o, NULL, w->ids[i]);
     json_end(&o, ']');
@@ -119,7 +81,6 @@ static enum status print_json(const struct writer *w, enum finish finish)
     for (long i = 0; i < w->n - w->prompt_n; i++) json_put_real(&o, NULL, w->logprob[i]);
     json_end(&o, ']');
     json_end(&o, '}');
-    free(text);
     enum status status = json_out_status(&o);
     if (status == OK) printf("%s\n", o.text);
     json_out_free(&o);
@@ -132,16 +93,17 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
     struct end_ids ends;
     enum finish finish;
     TRY(end_ids_read(&ends, &i->model.c, i->folder));
-    if (w->stream && w->tokenizer) TRY(show(w, false)); // the prompt itself is not printed
+    if (w->text) TRY(text_stream_open(&w->stream, &i->tokenizer, w->ids, w->n, NULL));
     struct generation g = {.prompt = w->ids, .prompt_n = w->prompt_n, .max_tokens = max_tokens, .ends = &ends,
                            .on_token = on_token, .user = w};
     double begin = seconds_now();
     TRY(generate(&finish, kv, 0, sampler, &g));
     double seconds = seconds_now() - begin;
     long made = w->n - w->prompt_n;
+    if (w->text) TRY(text_stream_end(&w->stream));
     if (json) TRY(print_json(w, finish));
-    if (w->stream && w->tokenizer) TRY(show_rest(w));
-    if (w->stream) printf("\n");
+    if (w->show && w->text) show_more(w);
+    if (w->show) printf("\n");
     log_line("%ld prompt tokens, %ld generated, %.1f tokens/s, ended by %s", w->prompt_n, made,
              seconds > 0 ? (double)made / seconds : 0, finish == FINISH_STOP ? "an end token" : "length");
     return OK;
@@ -150,9 +112,9 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
 static enum status with_buffers(struct inference *i, const int *prompt, long n, long max_tokens,
                                 const struct common_options *common)
 {
-    struct sampling rule = {options.temperature, options.top_k, options.top_p, options.min_p, common->seed};
+    struct sampling rule = sampling_rule(&options.sampling, common->seed);
     bool text = i->tokenizer.model != NULL;
-    struct writer w = {.tokenizer = text ? &i->tokenizer : NULL, .stream = !common->json, .n = n, .prompt_n = n};
+    struct writer w = {.text = text, .show = !common->json, .n = n, .prompt_n = n};
     struct sampler sampler;
     struct kv_cache kv;
     TRY(sampler_init(&sampler, &rule, i->model.c.V, text ? i->tokenizer.pieces : i->model.c.V));
@@ -166,6 +128,7 @@ static enum status with_buffers(struct inference *i, const int *prompt, long n, 
         } else {
             status = fail(ERR_MEMORY, "memory: %ld tokens were refused (use a smaller --max-tokens)", n + max_tokens);
         }
+        text_stream_close(&w.stream);
         free(w.ids);
         free(w.logprob);
         kv_cache_free(&kv);
@@ -232,63 +195,47 @@ static enum status read_prompt(int **ids, long *n, const struct tokenizer *t)
 
 // ---- command ----
 
-// The tokenizer is needed before the model is loaded: how long the prompt is decides how many positions there are.
-static enum status prompt_of(int **ids, long *n, struct config *c)
-{
-    struct model_folder f;
-    struct tokenizer t = {0};
-    char path[PATH_LENGTH];
-    TRY(model_folder_open(&f, options.model));
-    *c = f.config;
-    memcpy(path, f.path, sizeof path);
-    model_folder_close(&f);
-    if (options.prompt) {
-        char file[PATH_LENGTH];
-        TRY(path_join(file, path, "tokenizer.model"));
-        if (!path_exists(file))
-            return fail(ERR_FORMAT, "%s: has no tokenizer.model, which text needs (add it, or use --prompt-ids)", path);
-        TRY(tokenizer_open(&t, path));
-    }
-    enum status status = read_prompt(ids, n, &t);
-    if (t.model) tokenizer_close(&t);
-    return status;
-}
-
-static enum status continue_prompt(const int *prompt, long n, const struct config *c, bool max_given,
+// How long the prompt is decides how many positions there are: the weights are loaded last.
+static enum status continue_prompt(struct inference *i, const int *prompt, long n, bool max_given,
                                    const struct common_options *common)
 {
     enum { ROWS = 256 };
-    static struct inference inference;
-    long room = c->max_positions - n, max_tokens = options.max_tokens;
+    long most = i->config.max_positions, room = most - n, max_tokens = options.sampling.max_tokens;
     if (room < 0)
-        return fail(ERR_CONFIG, "prompt: has %ld tokens, max_position_embeddings is %ld (use a shorter one)", n,
-                    c->max_positions);
+        return fail(ERR_CONFIG, "prompt: has %ld tokens, max_position_embeddings is %ld (use a shorter one)", n, most);
     if (max_tokens > room && max_given)
         return fail(ERR_CONFIG, "--max-tokens %ld: beside %ld prompt tokens the model has room for %ld (use that)",
                     max_tokens, n, room);
     if (max_tokens > room) max_tokens = room;
-    TRY(inference_open(&inference, options.model, n < ROWS ? n : ROWS, n + max_tokens));
-    enum status status = with_buffers(&inference, prompt, n, max_tokens, common);
-    inference_close(&inference);
+    TRY(inference_load(i, n < ROWS ? n : ROWS, n + max_tokens));
+    return with_buffers(i, prompt, n, max_tokens, common);
+}
+
+static enum status with_tokenizer(struct inference *i, bool max_given, const struct common_options *common)
+{
+    int *prompt;
+    long n;
+    if (options.prompt) TRY(inference_need_tokenizer(i));
+    TRY(read_prompt(&prompt, &n, &i->tokenizer));
+    enum status status = continue_prompt(i, prompt, n, max_given, common);
+    free(prompt);
     return status;
 }
 
 static enum status run(int argc, char **argv)
 {
+    static struct inference inference;
     struct common_options common;
-    struct config c;
     bool done, set[sizeof rows / sizeof *rows];
-    int *prompt;
-    long n;
     TRY(command_start(&settings, &common, set, &done, argc, argv));
     if (done) return OK;
     if (!options.model) return fail(ERR_CONFIG, "--model: is missing (name a model folder)");
     if (!options.prompt == !options.prompt_ids)
         return fail(ERR_CONFIG, "--prompt, --prompt-ids: %s given (give exactly one)",
                     options.prompt ? "both are" : "none is");
-    TRY(prompt_of(&prompt, &n, &c));
-    enum status status = continue_prompt(prompt, n, &c, set[MAX_TOKENS], &common);
-    free(prompt);
+    enum status status = inference_start(&inference, options.model);
+    if (status == OK) status = with_tokenizer(&inference, set[MAX_TOKENS], &common);
+    inference_close(&inference);
     return status;
 }
 

@@ -120,6 +120,12 @@ const char *sp_piece(const void *sp, int id, sp_kind *kind)
     return p->IdToPiece(id).c_str();
 }
 
+int sp_find(const void *sp, const char *piece)
+{
+    int id = processor(sp)->PieceToId(piece); // the unknown piece's for anything it does not know
+    return processor(sp)->IdToPiece(id) == piece ? id : -1;
+}
+
 bool sp_encode(int **ids, long *n, long *room, const void *sp, const char *text, long bytes, sp_reason *why)
 {
     return guarded(why, [&] {

@@ -20,6 +20,7 @@ void sp_close(void *sp);
 long sp_pieces(const void *sp);
 void sp_special(const void *sp, int *bos, int *eos, int *unk, int *pad); // -1: none
 const char *sp_piece(const void *sp, int id, enum sp_kind *kind);        // NUL-terminated, owned by sp
+int sp_find(const void *sp, const char *piece);                          // -1: none
 
 // Appends to *ids (malloc'd, *n used of *room). May be called by several threads at once.
 bool sp_encode(int **ids, long *n, long *room, const void *sp, const char *text, long bytes, struct sp_reason *why);

@@ -119,6 +119,46 @@ enum status tokenizer_encode(int **ids, long *n, const struct tokenizer *t, cons
     return OK;
 }
 
+// Encodes `before` and the text as one and cuts the ids of `before` off; *cut is false when they are not there.
+static enum status encode_behind(int **ids, long *n, bool *cut, const struct tokenizer *t, char before,
+                                 const char *text, long bytes)
+{
+    int *head;
+    long head_n;
+    char *whole = malloc((size_t)bytes + 1);
+    if (!whole) return fail(ERR_MEMORY, "text: no memory for its %ld bytes", bytes);
+    whole[0] = before;
+    if (bytes) memcpy(whole + 1, text, (size_t)bytes);
+    enum status status = tokenizer_encode(ids, n, t, whole, bytes + 1);
+    free(whole);
+    TRY(status);
+    status = tokenizer_encode(&head, &head_n, t, &before, 1);
+    if (status != OK) {
+        free(*ids);
+        return status;
+    }
+    *cut = head_n <= *n && memcmp(*ids, head, (size_t)head_n * sizeof *head) == 0;
+    free(head);
+    if (*cut) memmove(*ids, *ids + head_n, (size_t)(*n - head_n) * sizeof **ids);
+    if (*cut) *n -= head_n;
+    else free(*ids);
+    return OK;
+}
+
+enum status tokenizer_encode_more(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes)
+{
+    bool cut = false;
+    if (!t->dummy_prefix) return tokenizer_encode(ids, n, t, text, bytes);
+    TRY(encode_behind(ids, n, &cut, t, '\n', text, bytes));
+    if (!cut) TRY(encode_behind(ids, n, &cut, t, '\x01', text, bytes)); // pieces of several line ends
+    return cut ? OK : fail(ERR_FORMAT, "text: the tokenizer joins it with whatever stands before (use another one)");
+}
+
+int tokenizer_find(const struct tokenizer *t, const char *piece)
+{
+    return sp_find(t->model, piece);
+}
+
 // ---- ids to text ----
 
 enum status tokenizer_decode(char **text, long *bytes, const struct tokenizer *t, const int *ids, long n)

@@ -23,6 +23,10 @@ void tokenizer_close(struct tokenizer *t);
 
 // The caller frees *ids. No bos/eos. Text may contain NUL; it must be UTF-8 (ERR_FORMAT).
 MUST_USE enum status tokenizer_encode(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes);
+// The same for text that goes on behind other text: without the space that encoding puts before a text. ERR_FORMAT also
+// for a tokenizer that joins a line end with what follows.
+MUST_USE enum status tokenizer_encode_more(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes);
+int tokenizer_find(const struct tokenizer *t, const char *piece); // the id of that piece; -1: there is none
 // The caller frees *text (NUL-terminated). Ids beyond the pieces are ERR_FORMAT. Incomplete UTF-8 becomes U+FFFD.
 MUST_USE enum status tokenizer_decode(char **text, long *bytes, const struct tokenizer *t, const int *ids, long n);
 

@@ -7,16 +7,22 @@
 
 const char *finish_name(enum finish f)
 {
-    return f == FINISH_STOP ? "stop" : "length";
+    static const char *const name[] = {"stop", "length", "interrupted"};
+    return name[f];
+}
+
+enum status end_ids_add(struct end_ids *ends, int id, const char *source)
+{
+    if (ends->n == END_IDS) return fail(ERR_FORMAT, "%s: more than %d ids end a text", source, END_IDS);
+    ends->id[ends->n++] = id;
+    return OK;
 }
 
 static enum status add_end(struct end_ids *ends, const cJSON *id, const char *path)
 {
     if (!cJSON_IsNumber(id) || id->valuedouble != (double)id->valueint || id->valueint < 0)
         return fail(ERR_FORMAT, "%s: eos_token_id is not a token id or a list of them", path);
-    if (ends->n == END_IDS) return fail(ERR_FORMAT, "%s: eos_token_id has more than %d ids", path, END_IDS);
-    ends->id[ends->n++] = id->valueint;
-    return OK;
+    return end_ids_add(ends, id->valueint, path);
 }
 
 static enum status read_ends(struct end_ids *ends, const cJSON *json, const char *path)
@@ -59,12 +65,14 @@ static enum status extend(enum finish *finish, struct kv_cache *kv, long sequenc
     TRY(kv_append(kv, sequence, g->prompt, g->prompt_n, logits, NULL));
     for (long i = 0; i < g->max_tokens; i++) {
         struct sampled next;
-        TRY(sampler_draw(&next, s, logits, g->choice, g->prompt_n + i));
-        if (is_end(g->ends, next.token)) {
+        bool stop = false;
+        TRY(sampler_draw(&next, s, logits, g->choice, kv->length[sequence]));
+        if (is_end(g->ends, next.token)) stop = true;
+        else TRY(g->on_token(g->user, next, &stop));
+        if (stop) {
             *finish = FINISH_STOP;
             return OK;
         }
-        TRY(g->on_token(g->user, next));
         if (i + 1 < g->max_tokens) TRY(kv_append(kv, sequence, &next.token, 1, logits, NULL));
     }
     return OK;

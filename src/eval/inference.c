@@ -29,15 +29,30 @@ static enum status open_tokenizer(struct inference *i)
     return path_exists(path) ? tokenizer_open(&i->tokenizer, i->folder) : OK;
 }
 
-enum status inference_open(struct inference *i, const char *path, long rows, long positions)
+enum status inference_start(struct inference *i, const char *path)
 {
     struct model_folder f;
     memset(i, 0, sizeof *i);
     TRY(model_folder_open(&f, path));
+    i->config = f.config;
     memcpy(i->folder, f.path, sizeof i->folder);
+    model_folder_close(&f);
+    return open_tokenizer(i);
+}
+
+enum status inference_load(struct inference *i, long rows, long positions)
+{
+    struct model_folder f;
+    TRY(model_folder_open(&f, i->folder));
     enum status status = load(i, &f, rows, positions);
     model_folder_close(&f);
-    if (status == OK) status = open_tokenizer(i);
+    return status;
+}
+
+enum status inference_open(struct inference *i, const char *path, long rows, long positions)
+{
+    enum status status = inference_start(i, path);
+    if (status == OK) status = inference_load(i, rows, positions);
     if (status != OK) inference_close(i);
     return status;
 }

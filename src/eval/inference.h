@@ -10,6 +10,7 @@
 struct inference {
     struct mapped_weights weights;
     struct model model;
+    struct config config;
     char folder[PATH_LENGTH];   // with tokenizer and generation files
     struct tokenizer tokenizer; // model NULL when the folder has no tokenizer.model
 };
@@ -21,6 +22,10 @@ MUST_USE enum status inference_open(struct inference *i, const char *path, long 
 // The same with the tokenizer's absence an error that says why text cannot be handled.
 MUST_USE enum status inference_need_tokenizer(const struct inference *i);
 void inference_close(struct inference *i);
+// inference_open in two steps: shape and tokenizer, by which rows and positions may be chosen; then the weights. After
+// either, whether it failed or not, inference_close.
+MUST_USE enum status inference_start(struct inference *i, const char *path);
+MUST_USE enum status inference_load(struct inference *i, long rows, long positions);
 
 // The model's shape alone, to choose rows and positions from it.
 MUST_USE enum status inference_config(struct config *c, const char *path);

@@ -44,13 +44,28 @@ double log_sum_exp(const float *logits, long V)
     return most + log(sum);
 }
 
-// The finite logits that may be drawn; returns how many. list[*best] is the largest, the lowest id of equals.
+void sampler_allow(struct sampler *s, int id)
+{
+    CHECK(id >= 0 && id < s->V);
+    if (id < s->allowed) return;
+    long at = 0;
+    while (at < s->also_n && s->also[at] < id) at++;
+    if (at < s->also_n && s->also[at] == id) return;
+    CHECK(s->also_n < SAMPLER_ALSO);
+    memmove(s->also + at + 1, s->also + at, (size_t)(s->also_n - at) * sizeof *s->also);
+    s->also[at] = id;
+    s->also_n++;
+}
+
+// The finite logits that may be drawn, in order of ids; returns how many. list[*best] is the largest, the lowest id of
+// equals.
 static long collect(struct sampler *s, const float *logits, long *best)
 {
     long n = 0;
-    for (long i = 0; i < s->allowed; i++) {
-        if (!isfinite(logits[i])) continue;
-        s->list[n] = (struct candidate){.id = (int)i, .p = (double)logits[i]};
+    for (long i = 0; i < s->allowed + s->also_n; i++) {
+        long id = i < s->allowed ? i : s->also[i - s->allowed];
+        if (!isfinite(logits[id])) continue;
+        s->list[n] = (struct candidate){.id = (int)id, .p = (double)logits[id]};
         if (n == 0 || s->list[n].p > s->list[*best].p) *best = n;
         n++;
     }

@@ -18,14 +18,18 @@ struct sampled {
     double logprob; // natural, of the unmodified distribution over all V
 };
 
+enum { SAMPLER_ALSO = 48 };
 // Room for one vocabulary, kept between calls.
 struct sampler {
     struct sampling rule;
     long V;
-    long allowed; // ids from here on are never drawn (beyond the tokenizer)
+    long allowed; // ids from here on are never drawn (beyond the tokenizer),
+    int also[SAMPLER_ALSO]; // except these
+    long also_n;
     struct candidate *list, *sorted;
 };
 MUST_USE enum status sampler_init(struct sampler *s, const struct sampling *rule, long V, long allowed); // ERR_CONFIG
+void sampler_allow(struct sampler *s, int id); // may be drawn too; at most SAMPLER_ALSO ids, below V
 void sampler_free(struct sampler *s);
 
 // logits [V] stay as they are. choice: which of several completions of one prompt; position: tokens before the one

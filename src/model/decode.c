@@ -76,11 +76,17 @@ void kv_cache_free(struct kv_cache *kv)
     *kv = (struct kv_cache){0};
 }
 
+void kv_cache_cut(struct kv_cache *kv, long sequence, long n)
+{
+    CHECK(sequence >= 0 && sequence < kv->sequences && n >= 0 && n <= kv->length[sequence]);
+    const int *page = kv->table + sequence * kv->table_stride;
+    for (long i = pages_for(kv->length[sequence]); i > pages_for(n); i--) kv->free_page[kv->free_n++] = page[i - 1];
+    kv->length[sequence] = n;
+}
+
 void kv_cache_drop(struct kv_cache *kv, long sequence)
 {
-    const int *page = kv->table + sequence * kv->table_stride;
-    for (long i = pages_for(kv->length[sequence]); i > 0; i--) kv->free_page[kv->free_n++] = page[i - 1];
-    kv->length[sequence] = 0;
+    kv_cache_cut(kv, sequence, 0);
 }
 
 // ---- appending ----

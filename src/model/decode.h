@@ -24,7 +24,8 @@ struct kv_cache {
 // Room for `tokens` tokens in all, at most `max_tokens` in one sequence (ERR_CONFIG beyond m->o.positions). ERR_MEMORY.
 MUST_USE enum status kv_cache_init(struct kv_cache *kv, struct model *m, long sequences, long tokens, long max_tokens);
 void kv_cache_free(struct kv_cache *kv);
-void kv_cache_drop(struct kv_cache *kv, long sequence); // its pages become free
+void kv_cache_drop(struct kv_cache *kv, long sequence);         // its pages become free
+void kv_cache_cut(struct kv_cache *kv, long sequence, long n);  // only its first n tokens stay
 
 // Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32) of the last one
 // [V] and of every one [n, V]; either may be NULL. ERR_CONFIG when pages or max_tokens run out or a token is not in the
