@@ -353,6 +353,8 @@ static void test_bos_and_eos(void **state)
     assert_int_equal(c.control[1], 4);
     chat_template_close(&c);
     expect_refusal("{\"eos_token\":\"<end>\"}", "mistral", ERR_FORMAT, ": its eos_token <end> is not in the tokenizer");
+    expect_refusal("{\"bos_token\":\"<0x3C>\"}", "mistral", ERR_FORMAT, ": <0x3C> cannot be a control token");
+    expect_refusal("{\"bos_token\":\"<unk>\"}", "plain", ERR_FORMAT, ": <unk> cannot be a control token");
     expect_refusal("{\"eos_token\":7}", "mistral", ERR_FORMAT, "tokenizer_config.json: eos_token is 7");
     OK_OR_FAIL(open_with(&c, "{\"bos_token\":null}", "mistral"));
     assert_int_equal(c.control[0], 1);

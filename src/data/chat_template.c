@@ -140,9 +140,11 @@ static enum status token_id(int *id, const struct tokenizer *t, const struct cha
     if (*id < 0 || *id >= t->pieces) return OK;
     enum sp_kind kind;
     const char *piece = sp_piece(t->model, *id, &kind);
-    if (!strcmp(piece, text)) return OK;
-    return fail(ERR_FORMAT, "%s: token %d is %s and %.60s (its tokenizer files contradict each other)", folder, *id,
-                text, piece);
+    if (strcmp(piece, text))
+        return fail(ERR_FORMAT, "%s: token %d is %s and %.60s (its tokenizer files contradict each other)", folder, *id,
+                    text, piece);
+    if (kind != SP_BYTE && kind != SP_UNKNOWN) return OK;
+    return fail(ERR_FORMAT, "%s: %s cannot be a control token (it stands for text)", folder, text);
 }
 
 // bos and eos by the name that the folder gives, else the tokenizer's own.
