@@ -16,7 +16,7 @@ static void test_train_refuses(void **state)
     FAILS(2, "--tensor-parallel-size: unknown option", "train", "--tensor-parallel-size", "2");
     FAILS(2, "--lr", "train", "--lr", "fast");
     FAILS(2, "--lr-schedule", "train", "--lr-schedule", "cubic");
-    FAILS(2, "--moe-aux-loss", "train", "--moe-aux-loss", "bias");
+    FAILS(2, "--moe-aux-loss", "train", "--moe-aux-loss", "biases");
     FAILS(2, "--seq-length 128", "train", "--data", at("text"), "--model", at("moe.json"), "--output", at("r0"),
           "--seq-length", "128");
     FAILS(2, "too much", "train", "--data", at("text"), "--model", at("moe.json"), "--output", at("r0"), SMALL,
