@@ -65,7 +65,10 @@ enum status model_folder_load(struct model *m, const struct model_folder *f)
     double *converted = malloc(CHUNK * sizeof *converted);
     enum status status = values && converted ? OK : fail(ERR_MEMORY, "%s: no memory to read it", f->path);
     for (const struct param *p = m->params.item; p < m->params.item + m->params.n && status == OK; p++)
-        if (model_folder_has(f, i, p)) status = load_tensor(m, p->value, f, i++, values, converted);
+        if (model_folder_has(f, i, p)) {
+            status = load_tensor(m, p->value, f, i, values, converted);
+            model_folder_forget(f, i++); // what was copied need not be in this process' memory twice
+        }
     CHECK(status != OK || i == f->params.n);
     free(converted);
     free(values);
