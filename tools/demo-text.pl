@@ -78,8 +78,8 @@ sub clean
         next if $line =~ /^[\s\x{2500}-\x{257F}|+=_-]+$/ && $line =~ /\S/; # the lines of tables
         $line =~ s/\s*[\x{2500}-\x{257F}]+\s*/ | /g;
         $line =~ s/^( \| )+|( \| )+$//g;
-        $line =~ s/(?<=\S) {3,}/  /g;
-        $line =~ s/^ {12,}/        /;
+        $line =~ s/(?<=\S) {2,}/ /g;
+        $line =~ s/^ {4,}/    /;
         $line =~ s/\s+$//;
         next if $line =~ /linuxforum|\x{300A}\x{4E2D}\x{56FD} ?linux|\A\s*\S+ <\S+@\S+>\z/i; # who translated
         # Translations leave paragraphs that nobody translated in English.

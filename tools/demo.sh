@@ -9,14 +9,14 @@ dir=${DEMO_DIR:-build/demo} size=${DEMO_SIZE:-full} seed=${DEMO_SEED:-1} scale=$
 skymoe=${SKYMOE:-build/skymoe}
 export DEMO_CACHE=${DEMO_CACHE:-build/cache}
 
-# One recipe, two sizes. A step is `batch` sequences of `seq` tokens. Both the MoE and the continued dense model start
-# from checkpoint `branch`, taken before the dense model's learning rate decays.
+# One recipe, two sizes. A step is `first_batch` sequences of `seq` tokens in the dense run, then `batch`. Both the MoE and
+# the continued dense model start from checkpoint `branch`, taken before the dense model's learning rate decays.
 case $size in
 full)
-    vocab=8192 seq=256 batch=8 dense=$((500 * scale)) branch=$((400 * scale)) moe=$((160 * scale))
-    eval_tokens=100000 watch_tokens=16384
+    vocab=8192 seq=256 first_batch=4 dense=$((1000 * scale)) branch=$((800 * scale)) batch=8 moe=$((440 * scale))
+    eval_tokens=300000 watch_tokens=16384
     ;;
-tiny) vocab=8192 seq=128 batch=8 dense=16 branch=12 moe=9 eval_tokens=8192 watch_tokens=2048 ;;
+tiny) vocab=8192 seq=128 first_batch=8 dense=16 branch=12 batch=8 moe=9 eval_tokens=8192 watch_tokens=2048 ;;
 *) echo "demo: DEMO_SIZE is $size (use full or tiny)" >&2 && exit 2 ;;
 esac
 decay=$((dense - branch)) cooldown=$((moe / 3))
@@ -45,13 +45,13 @@ say "2/8 Tokenizer and shards"
     --vocab-size "$vocab" --split 92,8,0 --write-text
 validation=$(wc -c < "$dir/data_valid.txt")
 
-common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --global-batch-size "$batch" --micro-batch-size "$batch"
-    --dtype bf16 --lr-schedule wsd --eval-tokens "$watch_tokens" --keep 0)
+common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --dtype bf16 --lr 7e-4 --lr-schedule wsd --adam-beta2 0.99
+    --eval-tokens "$watch_tokens" --keep 0)
 
-say "3/8 Dense model: $dense steps of $((seq * batch)) tokens, the last $decay with a falling learning rate"
+say "3/8 Dense model: $dense steps of $((seq * first_batch)) tokens, the last $decay with a falling learning rate"
 run "$skymoe" train --model configs/small.json --output "$dir/dense" "${common[@]}" --train-steps "$dense" \
-    --lr 3e-3 --lr-warmup-steps $((dense / 10)) --wsd-decay-steps "$decay" --save-interval "$branch" \
-    --eval-interval $((dense / 5))
+    --global-batch-size "$first_batch" --micro-batch-size "$first_batch" --init-std 0.04 \
+    --lr-warmup-steps $((dense / 10)) --wsd-decay-steps "$decay" --save-interval "$branch" --eval-interval $((dense / 5))
 start=$dir/dense/$(printf 'step-%06d' "$branch")
 
 say "4/8 Upcycling its step $branch to 8 experts, top-2"
@@ -59,17 +59,16 @@ run "$skymoe" upcycle --model "$start" --output "$dir/moe-start" --num-experts 8
     --seed "$seed"
 
 say "5/8 Mixture of experts: $moe steps; gate norm, capacity 1.1 with drops, adaptive coefficients"
-continuation=("${common[@]}" --data-skip $((branch * batch)) --lr-warmup-steps $((moe / 20 + 1)) --wsd-decay-steps "$cooldown"
-    --eval-interval $((moe / 4)))
-run "$skymoe" train --init "$dir/moe-start" --output "$dir/moe" "${continuation[@]}" --train-steps "$moe" --lr 3e-3 \
+continuation=("${common[@]}" --data-skip $((branch * first_batch)) --global-batch-size "$batch" --micro-batch-size "$batch"
+    --lr-warmup-steps $((moe / 20 + 1)) --wsd-decay-steps "$cooldown" --eval-interval $((moe / 4)))
+run "$skymoe" train --init "$dir/moe-start" --output "$dir/moe" "${continuation[@]}" --train-steps "$moe" \
     --moe-capacity-factor 1.1 --moe-aux-loss-coeff 0.5 --moe-aux-loss-xi 1
 
 # As many dense steps as have the FLOPs of the MoE's; the same run's checkpoint before step $moe decays gives equal tokens.
-moe_flops=$(last_row moe flops)
-dense_flops=$(awk -v f="$(last_row dense flops)" -v n="$dense" 'BEGIN {print f / n}')
-more=$(awk -v m="$moe_flops" -v d="$dense_flops" 'BEGIN {printf "%d", m / d + 0.5}')
+more=$(awk -v moe="$(last_row moe flops)" -v flops="$(last_row dense flops)" -v tokens="$(last_row dense tokens)" \
+    -v step=$((batch * seq)) 'BEGIN {printf "%d", moe / (flops / tokens * step) + 0.5}')
 say "6/8 Dense model continued from the same checkpoint: $more steps (equal FLOPs), and $moe steps (equal tokens)"
-run "$skymoe" train --init "$start" --output "$dir/continued-flops" "${continuation[@]}" --train-steps "$more" --lr 3e-3 \
+run "$skymoe" train --init "$start" --output "$dir/continued-flops" "${continuation[@]}" --train-steps "$more" \
     --save-interval $((moe - cooldown))
 at=$(printf 'step-%06d' $((moe - cooldown)))
 mkdir "$dir/continued"
