@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
@@ -180,4 +181,24 @@ long resident_bytes(void)
     if (fscanf(f, "%*s %ld", &pages) != 1) pages = 0;
     fclose(f);
     return pages * sysconf(_SC_PAGESIZE);
+}
+
+long resident_peak(void)
+{
+    char line[256];
+    long kib = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    if (!f) return 0;
+    while (fgets(line, sizeof line, f))
+        if (!strncmp(line, "VmHWM:", 6)) kib = strtol(line + 6, NULL, 10);
+    fclose(f);
+    return kib * 1024;
+}
+
+void resident_peak_restart(void)
+{
+    FILE *f = fopen("/proc/self/clear_refs", "r+e");
+    if (!f) return; // then the peak is that since the start
+    fputs("5", f);
+    fclose(f);
 }

@@ -28,5 +28,7 @@ void progress_end(struct progress *p, const char *note);
 
 double seconds_now(void);    // monotonic
 long resident_bytes(void);   // this process now
+long resident_peak(void);    // at most since the start or resident_peak_restart; 0 where the system does not say
+void resident_peak_restart(void);
 
 #endif

@@ -8,50 +8,81 @@
 #include "base/log.h"
 #include "kernels/kernels_fill.h"
 
-// Best of several short slices, for the machine may be shared.
-static double rate_of(peak_loop *loop)
+enum { BLOCK = 32L << 20, PIECE = 1 << 18 }; // numbers of the block that is read; of a thread's piece (2 MiB)
+static uint64_t *block;                      // 256 MiB
+static long next_piece;
+
+enum status peaks_open(void)
 {
-    double best = 0;
-    for (int slice = 0; slice < 8; slice++) {
-        double begin = seconds_now();
-        long done = 0;
-#pragma omp parallel reduction(+ : done)
-        done += 200000 * loop(200000);
-        double rate = (double)done / (seconds_now() - begin);
-        if (rate > best) best = rate;
-    }
-    return best;
+    if (block) return OK;
+    block = malloc(BLOCK * sizeof *block);
+    if (!block) return fail(ERR_MEMORY, "memory: 256 MiB to measure the read bandwidth were refused (free some)");
+    memset(block, 1, BLOCK * sizeof *block);
+    return OK;
 }
 
-static double read_rate(void)
+void peaks_close(void)
 {
-    long n = 32L << 20; // 256 MiB
-    uint64_t *block = malloc((size_t)n * sizeof *block);
-    if (!block) return 0;
-    memset(block, 1, (size_t)n * sizeof *block);
-    double best = 0;
-    for (int slice = 0; slice < 8; slice++) {
-        double begin = seconds_now();
-        uint64_t sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
-        for (long i = 0; i < n; i += 8) // one load a cache line is enough to move it
-            sum += block[i];
-        __asm__ volatile("" : : "r"(sum)); // the loop stays
-        double rate = (double)n * sizeof *block / (seconds_now() - begin);
-        if (rate > best) best = rate;
-    }
     free(block);
-    return best;
+    block = NULL;
 }
 
-void peaks_measure(struct peaks *p)
+static peak_loop *loop_of(enum peak p)
 {
-    *p = (struct peaks){.read_bytes_per_s = read_rate()};
+    peak_loop *loop = NULL;
 #if defined(__x86_64__)
     enum kernel_level level = kernels_level();
-    if (level >= LEVEL_AVX2) p->f32_flops = rate_of(peak_f32_avx2);
-    if (level >= LEVEL_AVX512) p->f32_flops = rate_of(peak_f32_avx512);
-    if (level >= LEVEL_AVX512 && __builtin_cpu_supports("avx512vnni")) p->int8_ops = rate_of(peak_int8_avx512);
-    if (level >= LEVEL_AVX512BF16) p->bf16_flops = rate_of(peak_bf16_avx512bf16);
+    if (p == PEAK_F32 && level >= LEVEL_AVX2) loop = level >= LEVEL_AVX512 ? peak_f32_avx512 : peak_f32_avx2;
+    if (p == PEAK_BF16 && level >= LEVEL_AVX512BF16) loop = peak_bf16_avx512bf16;
+    if (p == PEAK_INT8 && level >= LEVEL_AVX512 && __builtin_cpu_supports("avx512vnni")) loop = peak_int8_avx512;
 #endif
+    return loop;
+}
+
+// Work of all threads until the time is over, each going on by small shares.
+static double loop_slice(peak_loop *loop, double seconds)
+{
+    enum { SHARE = 20000 };
+    double begin = seconds_now();
+    long done = 0;
+#pragma omp parallel reduction(+ : done)
+    while (seconds_now() - begin < seconds) done += SHARE * loop(SHARE);
+    return (double)done / (seconds_now() - begin);
+}
+
+// The pieces follow one another through the whole block, so that none is still in a cache when it comes again.
+static double read_slice(double seconds)
+{
+    double begin = seconds_now();
+    long done = 0;
+#pragma omp parallel reduction(+ : done)
+    while (seconds_now() - begin < seconds) {
+        long piece;
+#pragma omp atomic capture
+        piece = next_piece++;
+        const uint64_t *from = block + piece % (BLOCK / PIECE) * PIECE;
+        uint64_t sum = 0;
+        for (long i = 0; i < PIECE; i += 8) sum += from[i]; // one load a cache line is enough to move it
+        __asm__ volatile("" : : "r"(sum));                  // the loop stays
+        done += PIECE * (long)sizeof *from;
+    }
+    return (double)done / (seconds_now() - begin);
+}
+
+double peak_slice(enum peak p, double seconds)
+{
+    CHECK(block);
+    if (p == PEAK_READ) return read_slice(seconds);
+    peak_loop *loop = loop_of(p);
+    return loop ? loop_slice(loop, seconds) : 0;
+}
+
+double peak_best(enum peak p)
+{
+    double best = 0;
+    for (int slice = 0; slice < 8; slice++) {
+        double rate = peak_slice(p, 0.03);
+        if (rate > best) best = rate;
+    }
+    return best;
 }

@@ -1,14 +1,21 @@
-// What this machine can do at most: the roof that benchmarks are compared with, measured in the same run.
+// What this machine can do at most: the roof that benchmarks are compared with, measured in slices between those of the
+// work itself, because a shared machine's speed changes from second to second.
 #ifndef SKYMOE_KERNELS_PEAK_H
 #define SKYMOE_KERNELS_PEAK_H
 
-struct peaks { // all threads together; 0 where the kernel level has no such instruction
-    double f32_flops, bf16_flops, int8_ops; // multiply-adds count 2
-    double read_bytes_per_s;                // of memory, far beyond the caches
-};
+#include "base/status.h"
 
-// About two seconds. kernels_init comes first.
-void peaks_measure(struct peaks *p);
+// Multiply-adds count 2. PEAK_READ: bytes of memory far beyond the caches.
+enum peak { PEAK_F32, PEAK_BF16, PEAK_INT8, PEAK_READ, PEAKS };
+
+// Reserves what the probes read. ERR_MEMORY. kernels_init comes first.
+MUST_USE enum status peaks_open(void);
+void peaks_close(void);
+// Operations or bytes a second of all threads together, over about `seconds`; 0 where the kernel level has no such
+// instruction.
+double peak_slice(enum peak p, double seconds);
+// Best of several slices.
+double peak_best(enum peak p);
 
 // One thread's loop of independent multiply-adds: does `rounds` rounds and returns the operations of one round.
 typedef long peak_loop(long rounds);

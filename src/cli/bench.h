@@ -1,0 +1,45 @@
+// What `skymoe bench` measures, and how: slices of work alternate with slices of a probe that measures the roof
+// (peak.h), so that both see the same machine; a fraction is of the two probes beside its slice. Private to
+// cli/bench*.c.
+#ifndef SKYMOE_CLI_BENCH_H
+#define SKYMOE_CLI_BENCH_H
+
+#include "kernels/peak.h"
+#include "model/model.h"
+
+struct quartiles {
+    double low, median, high;
+};
+
+struct bench_row {
+    char name[48], shape[112];
+    const char *unit;
+    struct quartiles value;    // in `unit`
+    double roof;               // median of what the probe says, in `unit`; 0: none
+    struct quartiles fraction; // of the roof
+    double target;             // wanted fraction; 0: none
+    long pairs;                // slices
+};
+
+// Work of one call: `amount` in the probe's unit (operations or bytes), `items` in the row's (tokens, GFLOP).
+struct bench_work {
+    void (*call)(void *);
+    void *context;
+    enum peak probe;
+    double amount, items;
+};
+
+// 20 pairs of slices of less than 200 ms. Calls that take longer are slices of their own, and of them there may be
+// fewer: the pairs end after `seconds`, but not before 3. The first call is not counted.
+void bench_measure(struct bench_row *r, const struct bench_work *w, double seconds);
+
+// Adds a row and measures it. The caller fills in the shape.
+struct bench_row *bench_add(const char *name, const char *unit, double target);
+enum peak bench_product_peak(enum dtype type); // bf16 products: by whichever instruction is faster here
+
+MUST_USE enum status bench_kernels(void);                         // products and attention
+MUST_USE enum status bench_train(const struct config *c);         // whole steps: dense, mixture, memory
+MUST_USE enum status bench_decode(const struct config *c);        // one sequence, bf16 and FP8
+MUST_USE enum status bench_prefill(const struct config *c);       // 512 tokens at once, bf16 and FP8
+
+#endif
