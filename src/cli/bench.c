@@ -24,8 +24,8 @@ static const struct setting rows[] = {
     {"balance", SETTING_SWITCH, AT(balance), NULL, 0, 0, NULL,
      "no speed: short training runs that differ in how experts are balanced, and a table of what came of them"},
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
-     "config.json of the model rows; default: a shape for each row, 13 GB of memory at most. --balance: the folder of a "
-     "mixture that all runs start from"},
+     "config.json of the model rows; default: a shape for each row, 13 GB of memory at most. --balance: the folder of "
+     "a mixture that all runs start from"},
     {"data", SETTING_TEXT, AT(runs.data), NULL, 0, 0, NULL,
      "--balance: PREFIX of prepared data; without --model and --data a toy of 3 layers, 8 experts and made-up tokens "
      "is trained from random weights: it shows the mechanics, its figures mean nothing for text"},
