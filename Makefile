@@ -20,7 +20,7 @@ FUZZERS := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 CHECKED = -fno-omit-frame-pointer -fno-sanitize-recover=undefined -DSKYMOE_TEST_FAULTS
 ASAN = OUT=build/asan MODE="-O1 -g" EXTRA="-fsanitize=address,undefined $(CHECKED)"
 FUZZ = OUT=build/fuzz MODE="-O1 -g" CC=clang CXX=clang++ OPENMP= \
-    EXTRA="-fsanitize=fuzzer-no-link,address,undefined $(CHECKED)"
+    EXTRA="-fsanitize=fuzzer-no-link,address,undefined -fprofile-instr-generate -fcoverage-mapping $(CHECKED)"
 CLANG = OUT=build/clang MODE=-O1 CC=clang CXX=clang++ OPENMP= EXTRA="-Werror -Wshorten-64-to-32 -Wconditional-uninitialized \
     -Wunreachable-code-aggressive -Wnewline-eof -Wextra-semi -Wmissing-variable-declarations -Wundef"
 
@@ -53,12 +53,19 @@ $(OUT)/%.o: %.cc
 	$(CXX) $(CXXFLAGS) -c -o $@ $<
 
 $(OUT)/tests/test_%: $(OUT)/tests/test_%.o $(LIBRARY)
-	$(CXX) $(MODE) $(OPENMP) $(EXTRA) -o $@ $^ $(LIBS) -lcmocka
+	$(CXX) $(MODE) $(OPENMP) $(EXTRA) -o $@ $(filter %.o,$^) $(LIBRARY) $(LIBS) -lcmocka $(WRAP)
+
+# test_faults puts tests/faults.c between the program and the system; what stands between may not be instrumented.
+FAULT_CALLS = open openat fstat read write mmap fsync close rename mkdir rmdir unlink unlinkat opendir fdopendir readdir \
+    fopen pthread_create
+$(OUT)/tests/test_faults: $(OUT)/tests/faults.o
+$(OUT)/tests/test_faults: WRAP = -rdynamic $(FAULT_CALLS:%=-Wl,--wrap=%)
+$(OUT)/tests/faults.o: CFLAGS += -fno-sanitize=all -fno-builtin
 
 $(OUT)/tests/fuzz/%: $(OUT)/tests/fuzz/%.o $(LIBRARY)
-	$(CXX) $(MODE) $(EXTRA) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+	$(CXX) $(MODE) $(EXTRA) -fsanitize=fuzzer -o $@ $^ $(LIBS) -lgomp
 
-objects: $(OBJECTS) $(TESTS:%=%.o)
+objects: $(OBJECTS) $(TESTS:%=%.o) $(OUT)/tests/faults.o
 fuzzers: $(FUZZERS)
 
 test: $(OUT)/skymoe $(TESTS)  ## every test program
@@ -73,7 +80,7 @@ clang:  ## compiles everything with clang, warnings are errors
 lint:  ## rules that no compiler checks: who includes whom, what is allowed where
 	@tools/lint.sh
 
-fuzz:  ## feeds every parser damaged input, FUZZ_SECONDS=30 each
+fuzz:  ## feeds every parser damaged input, FUZZ_SECONDS=30 each, and says how much of it the seeds reach
 	@$(MAKE) $(FUZZ) fuzzers
 	@tests/fuzz/run.sh build/fuzz/tests/fuzz
 
@@ -95,7 +102,7 @@ help:  ## this list
 clean:  ## removes build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d) $(TESTS:%=%.d) $(FUZZERS:%=%.d)
+-include $(OBJECTS:.o=.d) $(TESTS:%=%.d) $(OUT)/tests/faults.d $(FUZZERS:%=%.d)
 .PHONY: all objects fuzzers test asan clang lint fuzz mutate bench demo ci help clean
 export DEMO_SIZE DEMO_DIR DEMO_SEED FUZZ_SECONDS
 .SECONDARY:

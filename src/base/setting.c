@@ -31,19 +31,23 @@ static struct kept {
     char bytes[] __attribute__((aligned(16)));
 } *kept_first;
 
-static void *keep(long bytes)
+static enum status keep(void *kept, long bytes) // *(void **)kept
 {
     struct kept *k = malloc(sizeof *k + (size_t)bytes);
-    CHECK(k); // a few bytes of command line
+    if (!k) return fail(ERR_MEMORY, "memory: refused while reading the settings (free some memory)");
     k->next = kept_first;
     kept_first = k;
-    return k->bytes;
+    *(void **)kept = k->bytes;
+    return OK;
 }
 
-static const char *keep_text(const char *text)
+static enum status keep_text(const char **kept, const char *text)
 {
-    size_t bytes = strlen(text) + 1;
-    return memcpy(keep((long)bytes), text, bytes);
+    char *copy = NULL;
+    long bytes = (long)strlen(text) + 1;
+    TRY(keep(&copy, bytes));
+    *kept = memcpy(copy, text, (size_t)bytes);
+    return OK;
 }
 
 // ---- rows ----
@@ -123,14 +127,17 @@ static bool choice_allowed(const char *choices, const char *word)
     return false;
 }
 
-static void list_append(struct text_list *list, const char *word)
+static enum status list_append(struct text_list *list, const char *word)
 {
+    const char *kept = NULL, **grown = NULL;
+    TRY(keep_text(&kept, word));
     if ((list->n & (list->n - 1)) == 0) { // full at 0, 1, 2, 4, 8 ...
-        const char **grown = keep((list->n ? 2 * list->n : 1) * (long)sizeof *grown);
+        TRY(keep(&grown, (list->n ? 2 * list->n : 1) * (long)sizeof *grown));
         if (list->n) memcpy(grown, list->item, (size_t)list->n * sizeof *grown);
         list->item = grown;
     }
-    list->item[list->n++] = keep_text(word);
+    list->item[list->n++] = kept;
+    return OK;
 }
 
 // Stores `text` (NULL: the row's unset value) at place. Lists are appended to. `object` begins the message.
@@ -163,15 +170,15 @@ static enum status assign(enum status code, const struct setting *r, void *place
         *(struct decimal *)place = decimal;
         return OK;
     case SETTING_TEXT:
-        *(const char **)place = text ? keep_text(text) : NULL;
-        return OK;
+        *(const char **)place = NULL;
+        return text ? keep_text(place, text) : OK;
     case SETTING_CHOICE:
         if (text && !choice_allowed(r->choices, text)) return wrong(code, object, r, text, "a choice");
-        *(const char **)place = text ? keep_text(text) : NULL;
-        return OK;
+        *(const char **)place = NULL;
+        return text ? keep_text(place, text) : OK;
     case SETTING_LIST:
-        if (text) list_append(place, text);
-        else *(struct text_list *)place = (struct text_list){0};
+        if (text) return list_append(place, text);
+        *(struct text_list *)place = (struct text_list){0};
         return OK;
     }
     CHECK(!"a setting type");
@@ -303,9 +310,9 @@ static enum status read_config(struct parser *p, const char *path)
 {
     char *text;
     long bytes;
-    if (file_read(&text, &bytes, path, CONFIG_BYTES_MAX) != OK) return fail(ERR_CONFIG, "%s", fail_message());
-    enum status status = (long)strlen(text) == bytes ? read_text(p, text, path)
-                                                     : fail(ERR_CONFIG, "%s: is not a text file", path);
+    enum status status = file_read(&text, &bytes, path, CONFIG_BYTES_MAX);
+    if (status != OK) return fail(status == ERR_MEMORY ? status : ERR_CONFIG, "%s", fail_message());
+    status = (long)strlen(text) == bytes ? read_text(p, text, path) : fail(ERR_CONFIG, "%s: is not a text file", path);
     free(text);
     return status;
 }
@@ -314,14 +321,16 @@ static enum status read_config(struct parser *p, const char *path)
 
 enum { NEGATED = 1 << 20 }; // added to the row number of --no-name
 
-static const char *negated_name(const struct setting *r)
+static enum status negated_name(const char **kept, const struct setting *r)
 {
-    char *name = keep((long)strlen(r->name) + 4);
+    char *name = NULL;
+    TRY(keep(&name, (long)strlen(r->name) + 4));
     snprintf(name, strlen(r->name) + 4, "no-%s", r->name);
-    return name;
+    *kept = name;
+    return OK;
 }
 
-static void long_options(struct option options[2 * ROWS_MAX + 1], const struct parser *p)
+static enum status long_options(struct option options[2 * ROWS_MAX + 1], const struct parser *p)
 {
     long n = 0;
     for (long i = 0; i < rows_n(p); i++) {
@@ -330,9 +339,13 @@ static void long_options(struct option options[2 * ROWS_MAX + 1], const struct p
         bool is_switch = r->type == SETTING_SWITCH;
         int argument = is_switch ? optional_argument : required_argument;
         options[n++] = (struct option){r->name, argument, NULL, (int)i + 256};
-        if (is_switch) options[n++] = (struct option){negated_name(r), no_argument, NULL, (int)i + 256 + NEGATED};
+        if (!is_switch) continue;
+        const char *negated = NULL;
+        TRY(negated_name(&negated, r));
+        options[n++] = (struct option){negated, no_argument, NULL, (int)i + 256 + NEGATED};
     }
     options[n] = (struct option){0};
+    return OK;
 }
 
 static bool option_known(const struct option *options, const char *word)
@@ -382,7 +395,7 @@ static enum status give_option(struct parser *p, const struct option *options, i
 static enum status read_arguments(struct parser *p, int argc, char **argv, bool early)
 {
     struct option options[2 * ROWS_MAX + 1];
-    long_options(options, p);
+    TRY(long_options(options, p));
     memset(p->touched, 0, sizeof p->touched);
     optind = 0; // glibc: start anew
     opterr = 0;
@@ -404,6 +417,14 @@ static enum status read_arguments(struct parser *p, int argc, char **argv, bool 
     return OK;
 }
 
+// A wrong default is a bug.
+static enum status assign_default(const struct setting *r, void *place, const char *text)
+{
+    enum status status = assign(ERR_CONFIG, r, place, text, r->name);
+    CHECK(status == OK || status == ERR_MEMORY);
+    return status;
+}
+
 enum status settings_parse(const struct settings *s, struct common_options *common, bool *set, int argc, char **argv)
 {
     struct parser p = {.s = s, .common = common, .set = set, .code = ERR_CONFIG};
@@ -413,15 +434,15 @@ enum status settings_parse(const struct settings *s, struct common_options *comm
         const struct setting *r = row_at(&p, i);
         if (!r) continue;
         if (set && i < s->n) set[i] = false;
-        CHECK(assign(ERR_CONFIG, r, place_of(&p, i), NULL, r->name) == OK);
+        TRY(assign_default(r, place_of(&p, i), NULL));
         char word[1024];
         const char *rest = r->fallback ? r->fallback : "";
         bool found = r->fallback != NULL;
         CHECK(strlen(rest) < sizeof word);
-        while (found) { // a wrong default is a bug
+        while (found) {
             CHECK(next_word(word, &found, &rest, r->type != SETTING_LIST, r->name, ERR_CONFIG) == OK);
             if (found || (r->type == SETTING_TEXT && *r->fallback == '\0'))
-                CHECK(assign(ERR_CONFIG, r, place_of(&p, i), word, r->name) == OK);
+                TRY(assign_default(r, place_of(&p, i), word));
         }
     }
     TRY(read_arguments(&p, argc, argv, true));

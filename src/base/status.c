@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static _Thread_local char message[1024];
 
@@ -26,6 +27,12 @@ enum status fail(enum status code, const char *format, ...)
 const char *fail_message(void)
 {
     return message;
+}
+
+void memory_refused(const char *what, long bytes)
+{
+    fprintf(stderr, "skymoe: memory: %ld bytes for %s were refused (free some memory)\n", bytes, what);
+    _exit(1); // other threads may be at work in what exit() would take down
 }
 
 void check_failed(const char *condition, const char *file, int line)

@@ -25,6 +25,10 @@ enum status fail(enum status code, const char *format, ...) __attribute__((forma
 // The sentence of the last failure of this thread; "" when there was none. Valid until the next fail().
 const char *fail_message(void);
 
+// For memory that kernels need on the way: they return nothing, so a refusal ends the program here, with the sentence
+// and exit code 1. What is on the disk is whole at any instruction (base/files.h).
+void memory_refused(const char *what, long bytes) __attribute__((noreturn, cold));
+
 // Only where nothing is held: a function that holds something is split into an outer part (acquire, call, release)
 // and an inner one.
 #define TRY(call)                                                                                                      \

@@ -304,14 +304,24 @@ static enum status read_state(struct training_state *s, const struct config *c, 
     return OK;
 }
 
+enum status training_state_parse(struct training_state *s, const struct config *c, const char *text, long bytes,
+                                 const char *name)
+{
+    cJSON *json;
+    TRY(json_parse(&json, text, bytes, name));
+    enum status status = read_state(s, c, json, name);
+    cJSON_Delete(json);
+    return status;
+}
+
 static enum status load_state(struct training_state *s, const struct config *c, const char *path)
 {
-    char file[PATH_LENGTH];
-    cJSON *json;
+    char file[PATH_LENGTH], *text;
+    long bytes;
     TRY(path_join(file, path, "training/state.json"));
-    TRY(json_read(&json, file, STATE_LIMIT));
-    enum status status = read_state(s, c, json, file);
-    cJSON_Delete(json);
+    TRY(file_read(&text, &bytes, file, STATE_LIMIT));
+    enum status status = training_state_parse(s, c, text, bytes, file);
+    free(text);
     return status;
 }
 

@@ -29,6 +29,8 @@ MUST_USE enum status checkpoint_save(const char *run, const struct model *m, con
 MUST_USE enum status checkpoint_latest(char path[PATH_LENGTH], const char *run);
 // Reads weights, masters, moments and state; every checksum is verified. The arrays of s must have room (model's L, E).
 MUST_USE enum status checkpoint_load(struct model *m, struct training_state *s, const char *path);
+MUST_USE enum status training_state_parse(struct training_state *s, const struct config *c, const char *text,
+                                          long bytes, const char *name); // state.json alone (fuzzed)
 MUST_USE enum status checkpoint_settings(char **text, const char *path); // the caller frees
 
 #endif

@@ -61,7 +61,7 @@ static enum status run(int argc, char **argv)
     static struct trainer trainer;
     struct common_options common;
     bool done, *set = calloc((size_t)train_rows_n, sizeof *set);
-    CHECK(set);
+    if (!set) return fail(ERR_MEMORY, "memory: the settings were refused (free some memory)");
     enum status status = command_start(&train_settings_given, &common, set, &done, argc, argv);
     if (status == OK && !done) {
         catch_signals();

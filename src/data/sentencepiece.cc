@@ -6,17 +6,45 @@
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <new>
+#include <string>
+#include <utility>
+#include <vector>
 
 using sentencepiece::SentencePieceProcessor;
 using sentencepiece::util::Status;
 
 namespace {
 
-const SentencePieceProcessor *processor(const void *sp)
+// What the library answers with an allocation is asked once, when a refusal can still be told.
+struct Opened {
+    SentencePieceProcessor processor;
+    std::vector<std::pair<const char *, sp_kind>> pieces;
+    int bos, eos, unk, pad;
+
+    void ask()
+    {
+        int n = processor.GetPieceSize();
+        pieces.reserve(static_cast<size_t>(n));
+        for (int id = 0; id < n; id++) {
+            sp_kind kind = processor.IsControl(id)   ? SP_CONTROL
+                           : processor.IsUnknown(id) ? SP_UNKNOWN
+                           : processor.IsByte(id)    ? SP_BYTE
+                                                     : SP_NORMAL;
+            pieces.emplace_back(processor.IdToPiece(id).c_str(), kind);
+        }
+        bos = processor.bos_id();
+        eos = processor.eos_id();
+        unk = processor.unk_id();
+        pad = processor.pad_id();
+    }
+};
+
+const Opened *opened(const void *sp)
 {
-    return static_cast<const SentencePieceProcessor *>(sp);
+    return static_cast<const Opened *>(sp);
 }
 
 // The library's messages carry its source position ("src/x.cc(12) [condition] text"): keep the text, on one line.
@@ -84,11 +112,14 @@ private:
 
 void *sp_open(const void *model, long bytes, sp_reason *why)
 {
-    SentencePieceProcessor *sp = nullptr;
+    Opened *sp = nullptr;
     bool ok = guarded(why, [&] {
-        sp = new SentencePieceProcessor();
+        sp = new Opened();
         if (bytes > INT_MAX) return failed(why, "the file is too large");
-        return passed(sp->LoadFromSerializedProto({static_cast<const char *>(model), static_cast<size_t>(bytes)}), why);
+        const char *data = static_cast<const char *>(model);
+        if (!passed(sp->processor.LoadFromSerializedProto({data, static_cast<size_t>(bytes)}), why)) return false;
+        sp->ask();
+        return true;
     });
     if (ok) return sp;
     delete sp;
@@ -97,27 +128,27 @@ void *sp_open(const void *model, long bytes, sp_reason *why)
 
 void sp_close(void *sp)
 {
-    delete static_cast<SentencePieceProcessor *>(sp);
+    delete static_cast<Opened *>(sp);
 }
 
 long sp_pieces(const void *sp)
 {
-    return processor(sp)->GetPieceSize();
+    return static_cast<long>(opened(sp)->pieces.size());
 }
 
 void sp_special(const void *sp, int *bos, int *eos, int *unk, int *pad)
 {
-    *bos = processor(sp)->bos_id();
-    *eos = processor(sp)->eos_id();
-    *unk = processor(sp)->unk_id();
-    *pad = processor(sp)->pad_id();
+    *bos = opened(sp)->bos;
+    *eos = opened(sp)->eos;
+    *unk = opened(sp)->unk;
+    *pad = opened(sp)->pad;
 }
 
 const char *sp_piece(const void *sp, int id, sp_kind *kind)
 {
-    const SentencePieceProcessor *p = processor(sp);
-    *kind = p->IsControl(id) ? SP_CONTROL : p->IsUnknown(id) ? SP_UNKNOWN : p->IsByte(id) ? SP_BYTE : SP_NORMAL;
-    return p->IdToPiece(id).c_str();
+    const std::pair<const char *, sp_kind> &piece = opened(sp)->pieces[static_cast<size_t>(id)];
+    *kind = piece.second;
+    return piece.first;
 }
 
 int sp_find(const void *sp, const char *piece)
@@ -131,7 +162,7 @@ bool sp_encode(int **ids, long *n, long *room, const void *sp, const char *text,
     return guarded(why, [&] {
         if (bytes > INT_MAX / 8) return failed(why, "the text is too long to be encoded at once");
         std::vector<int> out;
-        if (!passed(processor(sp)->Encode({text, static_cast<size_t>(bytes)}, &out), why)) return false;
+        if (!passed(opened(sp)->processor.Encode({text, static_cast<size_t>(bytes)}, &out), why)) return false;
         long more = static_cast<long>(out.size());
         if (*n + more > *room) {
             long grown = *n + more + *room / 2;
@@ -150,7 +181,7 @@ bool sp_decode(char **text, long *bytes, const void *sp, const int *ids, long n,
 {
     return guarded(why, [&] {
         std::string out;
-        if (!passed(processor(sp)->Decode(std::vector<int>(ids, ids + n), &out), why)) return false;
+        if (!passed(opened(sp)->processor.Decode(std::vector<int>(ids, ids + n), &out), why)) return false;
         *text = copy(out);
         *bytes = static_cast<long>(out.size());
         return true;

@@ -11,7 +11,7 @@ enum { CHUNK = 256 };
 void *scratch_alloc(long count, long size)
 {
     void *p = malloc((size_t)(count * size + 1));
-    CHECK(p);
+    if (!p) memory_refused("a kernel", count * size);
     return p;
 }
 

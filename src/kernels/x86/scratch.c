@@ -13,7 +13,7 @@ void *x86_scratch(long bytes)
         long rounded = (bytes + 4095) / 4096 * 4096;
         free(own.data);
         own.data = aligned_alloc(64, (size_t)rounded);
-        CHECK(own.data);
+        if (!own.data) memory_refused("a kernel", rounded);
         own.bytes = rounded;
     }
     return own.data;
