@@ -1,7 +1,7 @@
 // Every command that reads or writes files, with the n-th thing it asks of the system refused: memory, opening,
-// reading, writing, syncing, renaming ... Whatever is refused, a command says one sentence and ends with exit code 1 (or
-// was not hurt and did its work), nothing that was there before is lost, no file is half-written under its name, and
-// under AddressSanitizer nothing leaks.
+// reading, writing, syncing, renaming ... Whatever is refused, a command says one sentence and ends with exit code 1
+// (or was not hurt and did its work), nothing that was there before is lost, no file is half-written under its name,
+// and under AddressSanitizer nothing leaks.
 //
 // A command runs in a process of its own, made by fork: this process never computes anything. Requests from the same
 // place in the code behave alike, so only the first from each place is refused; FAULT_RUNS limits how many places
