@@ -1,5 +1,5 @@
-// The weights of a model folder. Text that begins with '{' is a model.safetensors.index.json beside good shards, anything
-// else is the model.safetensors of an FP8 model: refused with a sentence, or every tensor is there and is read.
+// The weights of a model folder. Text that begins with '{' is a model.safetensors.index.json beside good shards;
+// anything else is the model.safetensors of an FP8 model: refused with a sentence, or every tensor is there, and read.
 #include "fuzz_folder.h"
 
 #include "checkpoint/folder.h"
