@@ -153,8 +153,10 @@ const char *sp_piece(const void *sp, int id, sp_kind *kind)
 
 int sp_find(const void *sp, const char *piece)
 {
-    int id = processor(sp)->PieceToId(piece); // the unknown piece's for anything it does not know
-    return processor(sp)->IdToPiece(id) == piece ? id : -1;
+    const auto &pieces = opened(sp)->pieces; // the library's own search may allocate
+    for (size_t id = 0; id < pieces.size(); id++)
+        if (std::strcmp(pieces[id].first, piece) == 0) return static_cast<int>(id);
+    return -1;
 }
 
 bool sp_encode(int **ids, long *n, long *room, const void *sp, const char *text, long bytes, sp_reason *why)
