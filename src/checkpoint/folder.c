@@ -162,7 +162,6 @@ static float scale_value(const struct stored_tensor *t, long i)
 
 static enum status check_scale(const struct model_folder *f, long i, const struct found *scale)
 {
-    static const char *const of[] = {"tensor", "output channel", "block"};
     const struct param *p = &f->params.item[i];
     const struct stored_tensor *t = scale->tensor;
     struct scale_grid g = scale_grid_of(f->config.scaling, p->rows, p->columns);
@@ -173,7 +172,7 @@ static enum status check_scale(const struct model_folder *f, long i, const struc
         shape_text(shape, sizeof shape, t);
         if (!one) snprintf(wanted, sizeof wanted, "F32 [%ld, %ld]", g.rows, g.columns);
         return fail(ERR_FORMAT, "%s: tensor %s is %s %s, expected %s (config.json says a scale per %s)", scale->file,
-                    t->name, t->dtype, shape, wanted, of[f->config.scaling]);
+                    t->name, t->dtype, shape, wanted, scaling_name(f->config.scaling));
     }
     for (long j = 0; j < t->elements; j++) {
         float value = scale_value(t, j);

@@ -74,7 +74,9 @@ static void print_shape(const struct config *c)
     if (c->gate_norm_std != 0) printf(", gate norm %g", c->gate_norm_std);
     printf("\nvocabulary        %ld%s\n", c->V, c->tied ? ", head tied to the embedding" : "");
     printf("positions         %ld\n", c->max_positions);
-    printf("dtype             %s%s\n", dtype_name(c->dtype), c->quant == QUANT_FP8 ? ", matrices F8_E4M3" : "");
+    printf("dtype             %s", dtype_name(c->dtype));
+    if (c->quant == QUANT_FP8) printf(", matrices F8_E4M3 with a scale per %s", scaling_name(c->scaling));
+    printf("\n");
 }
 
 static void print_stored(const struct stored_tensor *t)

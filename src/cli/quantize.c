@@ -144,8 +144,8 @@ static enum status quantize_folder(struct quantize_result *r, long *S, const str
     TRY(model_folder_open(&from, options.model));
     *S = options.S ? options.S : from.config.max_positions < 512 ? from.config.max_positions : 512;
     enum status status = check_data(*S, common->seed);
-    enum scaling scaling = strcmp(options.scale, "channel") == 0 ? SCALING_CHANNEL
-                         : strcmp(options.scale, "block") == 0   ? SCALING_BLOCK : SCALING_TENSOR;
+    enum scaling scaling = SCALING_TENSOR;
+    CHECK(scaling_from_name(&scaling, options.scale));
     if (status == OK) status = quantize_fp8(r, &from, options.output, scaling);
     model_folder_close(&from);
     return status;

@@ -52,6 +52,8 @@ MUST_USE enum status config_parse(struct config *c, const char *text, long bytes
 MUST_USE enum status config_write(char **text, const struct config *c);
 
 const char *arch_name(enum arch a); // "LlamaForCausalLM" ...
+const char *scaling_name(enum scaling s);                  // "tensor", "channel", "block"
+bool scaling_from_name(enum scaling *s, const char *name); // false for other words
 
 // Counts from the shape alone (the parameter table gives the same sum; a test compares them).
 long config_params_total(const struct config *c);

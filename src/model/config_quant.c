@@ -5,9 +5,24 @@
 // vLLM's own layout has a scale per tensor or per block; compressed-tensors, which llm-compressor writes, names the
 // strategy and is the only one that vLLM and transformers read with a scale per output channel.
 
-static const char *const strategies[] = {
+static const char *const names[] = {
     [SCALING_TENSOR] = "tensor", [SCALING_CHANNEL] = "channel", [SCALING_BLOCK] = "block"};
-enum { STRATEGIES = sizeof strategies / sizeof *strategies };
+enum { NAMES = sizeof names / sizeof *names };
+
+const char *scaling_name(enum scaling s)
+{
+    return names[s];
+}
+
+bool scaling_from_name(enum scaling *s, const char *name)
+{
+    for (int i = 0; i < NAMES; i++) {
+        if (strcmp(name, names[i]) != 0) continue;
+        *s = (enum scaling)i;
+        return true;
+    }
+    return false;
+}
 
 // ---- reading ----
 
@@ -64,15 +79,13 @@ static enum status read_strategy(enum scaling *scaling, const cJSON *weights, co
 {
     const cJSON *strategy = json_field(weights, "strategy");
     if (!strategy) return fail(ERR_FORMAT, "%s: %s.strategy is missing", name, within);
-    for (int s = 0; s < STRATEGIES; s++) {
-        if (!cJSON_IsString(strategy) || strcmp(strategy->valuestring, strategies[s]) != 0) continue;
-        *scaling = (enum scaling)s;
-        const cJSON *block = json_field(weights, "block_structure");
-        if (s != SCALING_BLOCK) return block && !json_is_off(block) ? not_implemented(block, within, NULL, name) : OK;
-        if (!block) return fail(ERR_FORMAT, "%s: %s.block_structure is missing, expected [128, 128]", name, within);
-        return need_block(block, within, name);
-    }
-    return not_implemented(strategy, within, "tensor, channel or block", name);
+    if (!cJSON_IsString(strategy) || !scaling_from_name(scaling, strategy->valuestring))
+        return not_implemented(strategy, within, "tensor, channel or block", name);
+    const cJSON *block = json_field(weights, "block_structure");
+    if (*scaling != SCALING_BLOCK)
+        return block && !json_is_off(block) ? not_implemented(block, within, NULL, name) : OK;
+    if (!block) return fail(ERR_FORMAT, "%s: %s.block_structure is missing, expected [128, 128]", name, within);
+    return need_block(block, within, name);
 }
 
 static enum status read_group(enum scaling *scaling, const cJSON *group, const char *name)
@@ -117,7 +130,7 @@ static enum status read_compressed_tensors(struct config *c, const cJSON *q, con
         TRY(read_group(&scaling, group, name));
         if (group != groups->child && scaling != c->scaling)
             return fail(ERR_FORMAT, "%s: quantization_config.config_groups have strategies %s and %s, which is not "
-                        "implemented (one for all is)", name, strategies[c->scaling], strategies[scaling]);
+                        "implemented (one for all is)", name, names[c->scaling], names[scaling]);
         c->scaling = scaling;
     }
     return OK;
@@ -150,7 +163,7 @@ static void write_compressed_tensors(FILE *o, const struct config *c)
             "\"dynamic\": false},\n"
             "      \"input_activations\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"token\", "
             "\"symmetric\": true, \"dynamic\": true}}},\n"
-            "    \"ignore\": [\"lm_head\"%s]\n  }", strategies[c->scaling],
+            "    \"ignore\": [\"lm_head\"%s]\n  }", names[c->scaling],
             c->E ? ", \"re:.*block_sparse_moe[.]gate$\"" : "");
 }
 
