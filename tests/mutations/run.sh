@@ -6,6 +6,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 out=${OUT:-$root/build}
+export SKYMOE=${SKYMOE:-$out/skymoe} # what tests call as a program stays whole
 jobs=$(nproc)
 work=$(mktemp -d "${TMPDIR:-/tmp}/skymoe-mutations-XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
