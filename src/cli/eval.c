@@ -206,17 +206,16 @@ static enum status run(int argc, char **argv)
 {
     static struct inference inference;
     struct common_options common;
-    struct config c;
     bool done;
     TRY(command_start(&settings, &common, NULL, &done, argc, argv));
     if (done) return OK;
     TRY(check_options());
     if (options.tokens) return eval_tokens(&common);
-    TRY(inference_config(&c, options.model));
-    long S = options.S ? options.S : c.max_positions < 512 ? c.max_positions : 512;
+    enum status status = inference_start(&inference, options.model);
+    long most = inference.config.max_positions, S = options.S ? options.S : most < 512 ? most : 512;
     long rows_n = options.tasks && S > 256 ? 256 : S;
-    TRY(inference_open(&inference, options.model, rows_n, options.tasks ? c.max_positions : S));
-    enum status status = options.tasks ? eval_tasks(&inference, &common) : eval_data(&inference, &common);
+    if (status == OK) status = inference_load(&inference, rows_n, options.tasks ? most : S);
+    if (status == OK) status = options.tasks ? eval_tasks(&inference, &common) : eval_data(&inference, &common);
     inference_close(&inference);
     return status;
 }

@@ -161,24 +161,12 @@ static enum status read_stdin(char **text, long *bytes)
                        : fail(ERR_IO, "standard input: cannot be read");
 }
 
-// [bos] and the text's tokens; the caller frees.
 static enum status encode(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes)
 {
-    int *plain;
-    TRY(tokenizer_encode(&plain, n, t, text, bytes));
-    long bos = t->bos >= 0;
-    if (*n + bos == 0) {
-        free(plain);
-        return fail(ERR_CONFIG, "--prompt: is empty, and the tokenizer has no bos token (give some text)");
-    }
-    *ids = malloc((size_t)(*n + bos) * sizeof **ids);
-    if (*ids) {
-        if (bos) (*ids)[0] = t->bos;
-        memcpy(*ids + bos, plain, (size_t)*n * sizeof *plain);
-        *n += bos;
-    }
-    free(plain);
-    return *ids ? OK : fail(ERR_MEMORY, "memory: the prompt's tokens were refused (use a shorter one)");
+    TRY(tokenizer_encode_begin(ids, n, t, text, bytes));
+    if (*n) return OK;
+    free(*ids);
+    return fail(ERR_CONFIG, "--prompt: is empty, and the tokenizer has no bos token (give some text)");
 }
 
 static enum status read_prompt(int **ids, long *n, const struct tokenizer *t)

@@ -119,6 +119,22 @@ enum status tokenizer_encode(int **ids, long *n, const struct tokenizer *t, cons
     return OK;
 }
 
+enum status tokenizer_encode_begin(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes)
+{
+    TRY(tokenizer_encode(ids, n, t, text, bytes));
+    if (t->bos < 0) return OK;
+    int *grown = realloc(*ids, (size_t)(*n + 1) * sizeof *grown);
+    if (!grown) {
+        free(*ids);
+        return fail(ERR_MEMORY, "text: no memory for its %ld ids", *n);
+    }
+    memmove(grown + 1, grown, (size_t)*n * sizeof *grown);
+    grown[0] = t->bos;
+    *ids = grown;
+    ++*n;
+    return OK;
+}
+
 // Encodes `before` and the text as one and cuts the ids of `before` off; *cut is false when they are not there.
 static enum status encode_behind(int **ids, long *n, bool *cut, const struct tokenizer *t, char before,
                                  const char *text, long bytes)

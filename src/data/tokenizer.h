@@ -23,6 +23,9 @@ void tokenizer_close(struct tokenizer *t);
 
 // The caller frees *ids. No bos/eos. Text may contain NUL; it must be UTF-8 (ERR_FORMAT).
 MUST_USE enum status tokenizer_encode(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes);
+// The same with bos in front, where there is one: for text that begins a sequence.
+MUST_USE enum status tokenizer_encode_begin(int **ids, long *n, const struct tokenizer *t, const char *text,
+                                            long bytes);
 // The same for text that goes on behind other text: without the space that encoding puts before a text. ERR_FORMAT also
 // for a tokenizer that joins a line end with what follows.
 MUST_USE enum status tokenizer_encode_more(int **ids, long *n, const struct tokenizer *t, const char *text, long bytes);

@@ -70,12 +70,3 @@ void inference_close(struct inference *i)
     mapped_weights_close(&i->weights);
     memset(i, 0, sizeof *i);
 }
-
-enum status inference_config(struct config *c, const char *path)
-{
-    struct model_folder f;
-    TRY(model_folder_open(&f, path));
-    *c = f.config;
-    model_folder_close(&f);
-    return OK;
-}

@@ -27,7 +27,4 @@ void inference_close(struct inference *i);
 MUST_USE enum status inference_start(struct inference *i, const char *path);
 MUST_USE enum status inference_load(struct inference *i, long rows, long positions);
 
-// The model's shape alone, to choose rows and positions from it.
-MUST_USE enum status inference_config(struct config *c, const char *path);
-
 #endif

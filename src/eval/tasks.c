@@ -62,24 +62,12 @@ static enum status read_question(struct question *q, const cJSON *line, const ch
 static enum status encode(int **ids, long *n, long *from, const struct tokenizer *t, const char *prompt,
                           const char *text)
 {
-    int *whole, *before;
-    long prompt_n, bos = t->bos >= 0;
-    TRY(tokenizer_encode(&before, &prompt_n, t, prompt, (long)strlen(prompt)));
-    enum status status = tokenizer_encode(&whole, n, t, text, (long)strlen(text));
-    if (status == OK) {
-        for (*from = 0; *from < prompt_n && *from < *n && before[*from] == whole[*from];) ++*from;
-        *ids = malloc((size_t)(*n + 1) * sizeof **ids);
-        if (*ids) {
-            if (bos) (*ids)[0] = t->bos;
-            memcpy(*ids + bos, whole, (size_t)*n * sizeof *whole);
-            *n += bos;
-            *from += bos;
-            if (*from == 0) *from = 1; // the first token of all has no probability
-        } else {
-            status = fail(ERR_MEMORY, "memory: a question's tokens were refused (free some memory)");
-        }
-        free(whole);
-    }
+    int *before;
+    long before_n;
+    TRY(tokenizer_encode_begin(&before, &before_n, t, prompt, (long)strlen(prompt)));
+    enum status status = tokenizer_encode_begin(ids, n, t, text, (long)strlen(text));
+    for (*from = 0; status == OK && *from < before_n && *from < *n && before[*from] == (*ids)[*from];) ++*from;
+    if (*from == 0) *from = 1; // the first token of all has no probability
     free(before);
     return status;
 }
