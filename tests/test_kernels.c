@@ -138,6 +138,63 @@ static void test_rows_alone(void **state)
     }
 }
 
+struct pages { // rows of two sequences over pages
+    const struct kernels *k;
+    struct kv_view kv;
+    char *qkv, *o;
+    long H, G, C, window;
+};
+
+static void pages_run(struct pages *p, char *o, long from, long rows)
+{
+    struct kv_view kv = p->kv;
+    kv.sequence += from;
+    kv.position += from;
+    p->k->attention_paged(o, p->qkv + from * (p->H + 2 * p->G) * p->C * dtype_size(p->k->el), kv, rows, p->H, p->G,
+                          p->C, p->window, 1 / sqrt((double)p->C));
+}
+
+// The same of attention over pages: any rows of two prompts, together or a few at a time, with any number of threads.
+static void test_paged_rows_alone(void **state)
+{
+    (void)state;
+    enum { FIRST = 150, SECOND = 83, T = FIRST + SECOND, STRIDE = 10 };
+    static const long shapes[][4] = {{4, 2, 64, 0}, {3, 3, 80, 0}, {2, 1, 128, 70}, {8, 1, 6, 5}, {2, 2, 32, 0}};
+    static const long counts[] = {1, 2, 3, 7, 8, 9, 17, 33, 64, 100, T};
+    for (int i = 0; i < 10; i++) {
+        enum dtype type = i % 2 ? BF16 : F32;
+        const long *s = shapes[i / 2];
+        struct check c = {.k = kernels_for(type), .ref = kernels_for(type), .exact = type, .shape = i};
+        struct pages p = {.k = c.k, .H = s[0], .G = s[1], .C = s[2], .window = s[3], .kv.table_stride = STRIDE};
+        long n = 2 * STRIDE * PAGE_TOKENS * p.G * p.C, bytes = p.H * p.C * dtype_size(type);
+        int *table = in_ints(&c, 2 * STRIDE, 1), *sequence = in_ints(&c, T, 1), *position = in_ints(&c, T, 1);
+        for (int j = 0; j < 2 * STRIDE; j++) table[j] = j * 7 % (2 * STRIDE);
+        for (int t = 0; t < T; t++) {
+            sequence[t] = t >= FIRST;
+            position[t] = t - (t >= FIRST) * FIRST;
+        }
+        p.kv.table = table;
+        p.kv.sequence = sequence;
+        p.kv.position = position;
+        p.kv.k = in_el(&c, n);
+        p.kv.v = in_el(&c, n);
+        p.qkv = in_el(&c, T * (p.H + 2 * p.G) * p.C);
+        p.o = in_el(&c, T * p.H * p.C);
+        pages_run(&p, p.o, 0, T);
+        char *o = copy_of(p.o, T * bytes);
+        for (int j = 0; j < 11; j++) {
+            omp_set_num_threads(j % 2 ? 1 : (int)kernels_threads());
+            memset(p.o, 0xff, (size_t)(T * bytes));
+            for (long t = 0; t < T; t += counts[j])
+                pages_run(&p, p.o + t * bytes, t, counts[j] < T - t ? counts[j] : T - t);
+            assert_memory_equal(p.o, o, (size_t)(T * bytes));
+        }
+        omp_set_num_threads((int)kernels_threads());
+        free(o);
+        check_free(&c);
+    }
+}
+
 int main(int count, char **arguments)
 {
     if (kernels_init(0) != OK) {
@@ -153,5 +210,7 @@ int main(int count, char **arguments)
                                          .initial_state = (void *)row};
     }
     if (count == 1) tests[n++] = (struct CMUnitTest){.name = "rows_alone", .test_func = test_rows_alone};
+    if (count == 1 || !strcmp(arguments[1], "attention_paged"))
+        tests[n++] = (struct CMUnitTest){.name = "paged_rows_alone", .test_func = test_paged_rows_alone};
     return _cmocka_run_group_tests("kernels", tests, (size_t)n, NULL, NULL);
 }

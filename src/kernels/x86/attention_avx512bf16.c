@@ -14,161 +14,19 @@
 //
 // p and ds are rounded to bf16 before they multiply; maxima, sums, log-sum-exp and all outputs' sums are f32.
 #include <float.h>
-#include <limits.h>
-#include <math.h>
-#include <string.h>
 
 #include "kernels/x86/simd16.h"
 
-#include "kernels/x86/attention.h"
-#include "kernels/x86/gemm.h"
-#include "kernels/x86/math.inc"
-#include "kernels/x86/x86.h"
+#include "kernels/x86/attention_pairs.inc"
 
 enum {
-    ROWS = 8,          // of a product's tile in registers
-    STRIP = 2 * LANES, // queries side by side
-    K_TILE = 64,       // keys
-    Q_TILE = 2 * STRIP, // queries of a tile of backward
+    Q_TILE = 2 * STRIP,       // queries of a tile of backward
     TASK_QUERIES = 8 * STRIP, // of a task of forward, at least
 };
 
 static void (*attention_any)(el *o, acc *lse, const el *qkv, const int *start, struct attention_shape s);
 static void (*backward_any)(el *dqkv, const el *d_o, const el *qkv, const el *o, const acc *lse, const int *start,
                             struct attention_shape s);
-
-static inline long round_up(long n, long to)
-{
-    return (n + to - 1) / to * to;
-}
-
-// s[r][..] += sum over k of the pairs a[r * a_row + k * a_k] and b[k * b_k + ..]
-static inline __attribute__((always_inline)) void multiply(vf s[ROWS][2], const int vectors, const float *a, long a_row,
-                                                           long a_k, const float *b, long b_k, long depth)
-{
-    for (long k = 0; k < depth; k++) {
-        __m512bh b0 = (__m512bh)load_f32(b + k * b_k), b1 = vectors == 2 ? (__m512bh)load_f32(b + k * b_k + LANES) : b0;
-        for (int r = 0; r < ROWS; r++) {
-            __m512bh x = (__m512bh)vf_all(a[r * a_row + k * a_k]);
-            s[r][0] = _mm512_dpbf16_ps(s[r][0], x, b0);
-            if (vectors == 2) s[r][1] = _mm512_dpbf16_ps(s[r][1], x, b1);
-        }
-    }
-}
-
-static inline __attribute__((always_inline)) void multiply_add(float *to, long to_row, const int vectors,
-                                                               const vf factor[2], const float *a, long a_row, long a_k,
-                                                               const float *b, long b_k, long depth)
-{
-    vf s[ROWS][2];
-    for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < vectors; j++) {
-            s[r][j] = load_f32(to + r * to_row + j * LANES);
-            if (factor) s[r][j] = vf_mul(s[r][j], factor[j]);
-        }
-    multiply(s, vectors, a, a_row, a_k, b, b_k, depth);
-    for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < vectors; j++) store_f32(to + r * to_row + j * LANES, s[r][j]);
-}
-
-static inline void zero_vectors(vf s[ROWS][2])
-{
-    for (int r = 0; r < ROWS; r++) s[r][0] = s[r][1] = vf_zero();
-}
-
-// 2^x within two units in the last place for x <= 0; 0 where that is subnormal. It is 2^n 2^r, |r| <= 1/2, by the
-// polynomial of degree 5 that is 1 at 0 and has the least relative error. NaN stays NaN.
-static inline vf vf_exp2(vf x)
-{
-    vf n = vf_whole(x), r = vf_sub(x, n);
-    vf p = vf_all(1.3264727e-3f);
-    p = vf_fma(p, r, vf_all(9.671513e-3f));
-    p = vf_fma(p, r, vf_all(5.5507336e-2f));
-    p = vf_fma(p, r, vf_all(2.4022242e-1f));
-    p = vf_fma(p, r, vf_all(6.93147e-1f));
-    p = vf_fma(p, r, vf_all(1.0f));
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, vf_all(-126.0f), _CMP_NLT_UQ), p, n);
-}
-
-static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-
-// ---- operands ----
-
-// A strip's numbers rounded to bf16, in the order of its queries.
-static inline __m512i round_strip(const vf x[2])
-{
-    return (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
-}
-
-// Pairs (x[i], y[i]) of 32 numbers each.
-static inline void store_interleaved(float *to, __m512i x, __m512i y)
-{
-    const __m512i step = _mm512_set1_epi32(0x00010001);
-    __m512i first = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009,
-                                     0x00280008, 0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002,
-                                     0x00210001, 0x00200000);
-    __m512i second = _mm512_add_epi32(first, _mm512_slli_epi32(step, 4));
-    store_f32(to, _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, first, y)));
-    store_f32(to + LANES, _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, second, y)));
-}
-
-static inline vf row_pairs(const uint16_t *x, long n) // of the first n numbers, 2 LANES at most
-{
-    return n >= 2 * LANES ? load_pairs(x) : load_pairs_n(x, n);
-}
-
-// n rows of C numbers, `stride` apart, become rows of pairs one behind the other; zero rows up to whole tiles.
-static void copy_rows(float *to, const uint16_t *x, long n, long stride, long C)
-{
-    for (long i = 0; i < n; i++) memcpy(to + i * (C / 2), x + i * stride, (size_t)C * sizeof *x);
-    memset(to + n * (C / 2), 0, (size_t)((round_up(n, K_TILE) - n) * C) * sizeof *x);
-}
-
-// Pairs of rows: to[i][c] = (x[2i][c], x[2i + 1][c]), `wide` of them in a row; zeros beyond C and up to whole tiles.
-static void interleave_rows(float *to, const uint16_t *x, long n, long stride, long C, long wide)
-{
-    for (long i = 0; i < n; i += 2)
-        for (long c = 0; c < wide; c += STRIP) {
-            const uint16_t *row = x + i * stride + c;
-            vf second = i + 1 < n ? row_pairs(row + stride, C - c) : vf_zero();
-            store_interleaved(to + i / 2 * wide + c, _mm512_castps_si512(row_pairs(row, C - c)),
-                              _mm512_castps_si512(second));
-        }
-    long rows = (n + 1) / 2;
-    memset(to + rows * wide, 0, (size_t)((round_up(n, K_TILE) / 2 - rows) * wide) * sizeof *to);
-}
-
-// A strip of n rows: to[c / 2][row] = (x[row][c], x[row][c + 1]), zeros beyond n.
-static void turn_strip(float *to, const uint16_t *x, long n, long stride, long C)
-{
-    for (long i = 0; i < STRIP; i += LANES)
-        for (long c = 0; c < C; c += 2 * LANES) {
-            vf v[LANES];
-            for (long r = 0; r < LANES; r++) v[r] = i + r < n ? row_pairs(x + (i + r) * stride + c, C - c) : vf_zero();
-            transpose(v);
-            for (long p = 0; p < LANES && c / 2 + p < C / 2; p++) store_f32(to + (c / 2 + p) * STRIP + i, v[p]);
-        }
-}
-
-// n rows of C numbers from a strip's sums [c][row], which `factor` multiplies.
-static void store_turned(uint16_t *x, const float *from, const vf factor[2], long n, long stride, long C)
-{
-    for (long i = 0; i < n; i += LANES)
-        for (long c = 0; c < C; c += LANES) {
-            vf v[LANES];
-            for (long p = 0; p < LANES; p++)
-                v[p] = c + p < C ? vf_mul(load_f32(from + (c + p) * STRIP + i), factor[i / LANES]) : vf_zero();
-            transpose(v);
-            for (long r = 0; r < LANES && i + r < n; r++) put_bf16(x + (i + r) * stride + c, v[r], C - c);
-        }
-}
-
-// ---- which keys ----
-
-struct strip_keys { // what the queries of a strip see: [from, own] each; nothing beyond the sequence
-    __m512i from[2], own[2];
-    long first, last_first; // the earliest and the latest `from`
-};
 
 static struct strip_keys keys_of_strip(const int *start, long query, long n, long window)
 {
@@ -189,18 +47,6 @@ static struct strip_keys keys_of_strip(const int *start, long query, long n, lon
     return s;
 }
 
-// Whether every query from `query` on sees all of [key, key + n).
-static inline bool sees_all(const struct strip_keys *s, long query, long key, long n)
-{
-    return s->last_first <= key && key + n <= query + 1;
-}
-
-static inline __mmask16 sees(const struct strip_keys *s, int j, long key)
-{
-    __m512i k = _mm512_set1_epi32((int)key);
-    return _mm512_mask_cmple_epi32_mask(_mm512_cmple_epi32_mask(s->from[j], k), k, s->own[j]);
-}
-
 // ---- one head of one sequence ----
 
 struct head { // at the sequence's first row; rows are `row` apart
@@ -217,12 +63,18 @@ static struct head head_of(const uint16_t *qkv, const int *start, const struct a
                          start + b * s->S, row};
 }
 
-// Pieces of the calling thread's scratch; without a base only measured.
-static float *take(char **at, long floats)
+static void turn_strip(float *to, const uint16_t *x, long n, long stride, long C)
 {
-    float *piece = (float *)*at;
-    *at += round_up(floats * (long)sizeof *piece, 64);
-    return piece;
+    const uint16_t *row[STRIP];
+    for (long i = 0; i < STRIP && i < n; i++) row[i] = x + i * stride;
+    turn_rows(to, row, n, C);
+}
+
+static void store_strip(uint16_t *x, const float *from, const vf factor[2], long n, long stride, long C)
+{
+    uint16_t *row[STRIP];
+    for (long i = 0; i < n; i++) row[i] = x + i * stride;
+    store_turned(row, from, factor, n, C);
 }
 
 // ---- forward ----
@@ -312,7 +164,7 @@ static void forward_strip(struct forward *x, uint16_t *o, float *lse, const stru
         store_f32(max + j * LANES, x->max[j]);
         store_f32(sum + j * LANES, x->sum[j]);
     }
-    store_turned(o, x->o, part, n, s->H * C, C);
+    store_strip(o, x->o, part, n, s->H * C, C);
     for (long i = 0; i < n; i++) lse[i * s->H] = max[i] * LN_2 + logf(sum[i]);
 }
 
@@ -510,7 +362,7 @@ static void backward_head(struct backward *x, uint16_t *dq, const struct head *h
         }
     const vf factor[2] = {vf_all((float)s->scale), vf_all((float)s->scale)};
     for (long i = 0; i < s->S; i += STRIP)
-        store_turned(dq + i * head->row, x->dq + i * x->wide, factor, least(STRIP, s->S - i), head->row, C);
+        store_strip(dq + i * head->row, x->dq + i * x->wide, factor, least(STRIP, s->S - i), head->row, C);
 }
 
 static void store_rows(uint16_t *x, const float *from, float factor, long n, long stride, long C, long wide)

@@ -36,6 +36,7 @@ void x86_fill(struct kernels *k, enum dtype type, enum kernel_level level)
     if (level >= LEVEL_AVX512BF16 && bf16_pays()) {
         fill_products_avx512bf16(k, type);
         fill_attention_avx512bf16(k, type);
+        fill_paged_avx512bf16(k, type);
     }
 }
 #else
