@@ -143,7 +143,7 @@ static void forward_strip(struct forward *x, uint16_t *o, float *lse, const stru
         x->max[j] = vf_all(-FLT_MAX);
         x->sum[j] = vf_zero();
     }
-    for (long key = seen.first / K_TILE * K_TILE; key < query + n; key += K_TILE) {
+    for (long key = seen.first / ROWS * ROWS; key < query + n; key += K_TILE) {
         long keys = round_up(least(K_TILE, query + n - key), ROWS);
         vf before[2] = {x->max[0], x->max[1]}, shrink[2];
         forward_scores(x, &seen, sees_all(&seen, query, key, keys), x->k + (key - base) * (C / 2), key, keys, C,
@@ -285,40 +285,59 @@ static inline __attribute__((always_inline)) void backward_rows(struct backward 
     }
 }
 
+// Which keys of the tile at `key` a strip's queries see: [from, to) in whole rows of the products' tiles.
+struct range {
+    long from, to;
+};
+
+static struct range range_of(const struct strip_keys *seen, long query, long key)
+{
+    long from = seen->first > key ? least(seen->first - key, K_TILE) / ROWS * ROWS : 0;
+    return (struct range){from, round_up(least(K_TILE, query + STRIP - key), ROWS)};
+}
+
+static void zero_rows(struct backward *x, long part, long from, long to)
+{
+    for (long r = from; r < to; r++) {
+        store_f32(x->p + r * (Q_TILE / 2) + part * LANES, vf_zero());
+        store_f32(x->ds + r * (Q_TILE / 2) + part * LANES, vf_zero());
+    }
+}
+
 // p and ds of a strip of queries against the keys of a tile, and what they give dq; `part`: which strip of the tile of
 // queries it is.
 static void backward_strip(struct backward *x, const struct strip_keys *seen, long query, long part, long key, long C,
                            float scale)
 {
-    long n = round_up(least(K_TILE, query + STRIP - key), ROWS); // keys from here on are later than all its queries
+    struct range some = range_of(seen, query, key);
     float *pairs = x->ds_pairs + part * (K_TILE / 2) * STRIP;
-    bool all = sees_all(seen, query, key, n);
-    for (long r = 0; r < n; r += ROWS) {
+    bool all = sees_all(seen, query, key + some.from, some.to - some.from);
+    zero_rows(x, part, 0, some.from);
+    for (long r = some.from; r < some.to; r += ROWS) {
         long at = r * (Q_TILE / 2) + part * LANES;
         if (all) backward_rows(x, seen, true, query, key + r, at, pairs + r / 2 * STRIP, C, scale);
         else backward_rows(x, seen, false, query, key + r, at, pairs + r / 2 * STRIP, C, scale);
     }
-    for (long r = n; r < K_TILE; r++) {
-        store_f32(x->p + r * (Q_TILE / 2) + part * LANES, vf_zero());
-        store_f32(x->ds + r * (Q_TILE / 2) + part * LANES, vf_zero());
-    }
+    zero_rows(x, part, some.to, K_TILE);
+    if (some.from >= some.to) return;
+    const float *k = x->k_pairs + (key + some.from) / 2 * x->wide;
     for (long c = 0; c < C; c += ROWS)
-        multiply_add(x->dq + query * x->wide + c * STRIP, STRIP, 2, NULL, x->k_pairs + key / 2 * x->wide + c, 1,
-                     x->wide, pairs, STRIP, n / 2);
+        multiply_add(x->dq + query * x->wide + c * STRIP, STRIP, 2, NULL, k + c, 1, x->wide,
+                     pairs + some.from / 2 * STRIP, STRIP, (some.to - some.from) / 2);
 }
 
-// to[key][c] += sum over a tile's queries of a[key][q] b[q][c]. The first query is `late` after the first key; queries
-// before a key do not see it. `pairs` of queries.
-static void backward_keys(float *to, const float *a, const float *b, long wide, long late, long pairs,
+// to[key][c] += sum over a tile's queries of a[key][q] b[q][c], for the keys from row `from` on. The first query is
+// `late` after the first key; queries before a key do not see it. `pairs` of queries.
+static void backward_keys(float *to, const float *a, const float *b, long wide, long from, long late, long pairs,
                           long C)
 {
     for (long c = 0; c < C; c += STRIP)
-        for (long r = 0; r < K_TILE; r += ROWS) {
+        for (long r = from; r < K_TILE; r += ROWS) {
             long skip = r > late ? (r - late) / 2 : 0, depth = pairs - skip;
-            const float *from = a + r * (Q_TILE / 2) + skip, *panel = b + skip * wide + c;
+            const float *rows = a + r * (Q_TILE / 2) + skip, *panel = b + skip * wide + c;
             float *sums = to + r * wide + c;
-            if (C - c > LANES) multiply_add(sums, wide, 2, NULL, from, Q_TILE / 2, 1, panel, wide, depth);
-            else multiply_add(sums, wide, 1, NULL, from, Q_TILE / 2, 1, panel, wide, depth);
+            if (C - c > LANES) multiply_add(sums, wide, 2, NULL, rows, Q_TILE / 2, 1, panel, wide, depth);
+            else multiply_add(sums, wide, 1, NULL, rows, Q_TILE / 2, 1, panel, wide, depth);
         }
 }
 
@@ -350,15 +369,16 @@ static void backward_head(struct backward *x, uint16_t *dq, const struct head *h
     for (long key = 0; key < s->S; key += K_TILE)
         for (long query = key; query < s->S; query += Q_TILE) { // earlier queries see none of these keys
             const struct strip_keys *seen = x->seen + query / STRIP;
-            long parts = least(Q_TILE / STRIP, strips - query / STRIP), first = LONG_MAX;
-            for (long part = 0; part < parts; part++) first = least(first, seen[part].first);
-            if (first >= key + K_TILE) continue;
+            long parts = least(Q_TILE / STRIP, strips - query / STRIP), from = K_TILE;
+            for (long part = 0; part < parts; part++)
+                from = least(from, range_of(&seen[part], query + part * STRIP, key).from);
+            if (from == K_TILE) continue;
             for (long part = 0; part < parts; part++)
                 backward_strip(x, &seen[part], query + part * STRIP, part, key, C, scale);
-            backward_keys(x->dv + key * x->wide, x->p, x->d_o_pairs + query / 2 * x->wide, x->wide, query - key,
-                          parts * STRIP / 2, C);
-            backward_keys(x->dk + key * x->wide, x->ds, x->q_pairs + query / 2 * x->wide, x->wide, query - key,
-                          parts * STRIP / 2, C);
+            long late = query - key, pairs = parts * STRIP / 2;
+            const float *q = x->q_pairs + query / 2 * x->wide, *d_o = x->d_o_pairs + query / 2 * x->wide;
+            backward_keys(x->dv + key * x->wide, x->p, d_o, x->wide, from, late, pairs, C);
+            backward_keys(x->dk + key * x->wide, x->ds, q, x->wide, from, late, pairs, C);
         }
     const vf factor[2] = {vf_all((float)s->scale), vf_all((float)s->scale)};
     for (long i = 0; i < s->S; i += STRIP)

@@ -1,11 +1,10 @@
 // Inference's attention of bfloat16 by vdpbf16ps: see attention_avx512bf16.c for the products.
 //
 // A row's bits are the same alone and among any rows. Keys come in tiles at absolute positions, and each output is one
-// chain: a score over its pairs of channels, a channel of o and the sum of p over their pairs of keys, tile after tile.
+// chain: a score over its pairs of channels, a channel of o over pairs of keys, the sum of p over keys.
 // Many rows run a strip's chains in the lanes of queries (strip_*), few rows in the lanes of keys and channels
 // (few_*); the instructions of a chain and their order are the same. A key that a row does not see adds 0, which
-// changes no sum; zeros of either sign become +0 at the end. The sum of p is that of the rounded numbers, so that the
-// weights add up to 1.
+// changes no sum; zeros of either sign become +0 at the end.
 #include "kernels/x86/simd16.h"
 
 #include "kernels/x86/attention_pairs.inc"
@@ -102,15 +101,14 @@ static void load_values(float *v, const struct paged *x, const uint16_t *const r
 // ---- steps of the chains ----
 // What a compiler might contract to a multiply-add in one place and not in another is written as one instruction.
 
-static inline vf add_pairs(vf sum, vf pairs)
+static inline vf times(vf a, vf b)
 {
-    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
-    return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)ones);
+    return _mm512_mul_round_ps(a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 static inline vf scaled(vf score, float scale)
 {
-    return _mm512_mul_round_ps(score, vf_all(scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return times(score, vf_all(scale));
 }
 
 static inline vf probability(vf score, float scale, vf max) // max: scaled
@@ -192,15 +190,16 @@ static void strip_meet(struct strip *s, const struct paged *x, float *scores, fl
         max[j] = scaled(s->max[j], x->scale);
         shrink[j] = shrinking(s->top[j], max[j]);
         s->top[j] = max[j];
-        sum[j] = vf_mul(s->sum[j], shrink[j]);
+        sum[j] = times(s->sum[j], shrink[j]);
     }
     for (long r = 0; r < n; r += 2) {
         vf pair[2][2];
         for (int i = 0; i < 2; i++)
-            for (int j = 0; j < 2; j++)
+            for (int j = 0; j < 2; j++) {
                 pair[i][j] = probability(load_f32(scores + (r + i) * STRIP + j * LANES), x->scale, max[j]);
+                sum[j] = vf_add(sum[j], pair[i][j]);
+            }
         store_interleaved(p + r / 2 * STRIP, round_strip(pair[0]), round_strip(pair[1]));
-        for (int j = 0; j < 2; j++) sum[j] = add_pairs(sum[j], load_f32(p + r / 2 * STRIP + j * LANES));
     }
     for (int j = 0; j < 2; j++) s->sum[j] = sum[j];
     for (long c = 0; c < x->C; c += ROWS)
@@ -309,15 +308,16 @@ static void few_meet(struct few *s, const struct paged *x, const float *k, const
     }
     s->max = vf_largest(most);
     vf max = scaled(vf_all(s->max), x->scale), shrink = shrinking(vf_all(s->top), max);
-    float pairs[K_TILE / 2];
-    for (int j = 0; j < PARTS; j += 2) {
-        const vf p[2] = {probability(score[j], x->scale, max), probability(score[j + 1], x->scale, max)};
-        store_f32(pairs + j * LANES / 2, _mm512_castsi512_ps(round_strip(p)));
+    float p[K_TILE], pairs[K_TILE / 2];
+    for (int j = 0; j < PARTS; j++) {
+        score[j] = probability(score[j], x->scale, max);
+        store_f32(p + j * LANES, score[j]);
     }
-    vf sum = vf_mul(vf_all(s->sum), shrink);
-    for (long i = 0; i < K_TILE / 2; i++) sum = add_pairs(sum, vf_all(pairs[i]));
+    for (int j = 0; j < PARTS; j += 2)
+        store_f32(pairs + j * LANES / 2, _mm512_castsi512_ps(round_strip(score + j)));
     s->top = _mm512_cvtss_f32(max);
-    s->sum = _mm512_cvtss_f32(sum);
+    s->sum = _mm512_cvtss_f32(times(vf_all(s->sum), shrink));
+    for (long j = 0; j < K_TILE; j++) s->sum += p[j];
     for (long c = 0, n; c < x->wide; c += n * LANES) {
         n = x->wide - c >= 8 * LANES ? 8 : x->wide - c >= 4 * LANES ? 4 : 2;
         if (n == 8) few_values(8, s->o + c, shrink, pairs, v + c, x->wide);
