@@ -9,7 +9,7 @@
 
 enum { // the shapes of a step: 4 x 512 tokens of a small mixture, the head's chunk, the optimizer on a large matrix
     TIME_T = 2048, TIME_D = 1024, TIME_E = 8, TIME_K = 2, TIME_F = 1408, TIME_R = TIME_T * TIME_K, TIME_G = 16,
-    TIME_C = 64, TIME_V = 32000, TIME_ROWS = 256, TIME_P = 512, TIME_N = 1 << 23, TIME_VALUES = 3 * TIME_R * TIME_F,
+    TIME_C = 64, TIME_V = 32000, TIME_ROWS = 256, TIME_N = 1 << 23, TIME_VALUES = 3 * TIME_R * TIME_F,
 };
 
 struct timed {
@@ -17,7 +17,7 @@ struct timed {
     long size;                // bytes of an el
     char *x, *y, *z;          // [TIME_VALUES] el
     float *a, *b, *c, *d;     // [TIME_N]
-    int *token, *position, *expert, *row, *source, *chosen, *page; // [TIME_R]
+    int *token, *position, *sequence, *expert, *row, *source, *chosen, *page; // [TIME_R]
     long first[65], count[65];
     float *scale;             // [TIME_N / TIME_D]
     float *to, *from;         // [TIME_N] of the sweep
@@ -62,9 +62,11 @@ TIMED(rmsnorm_backward_weight, 2 * TD * t->size,
       t->k->rmsnorm_backward_weight(t->a, t->x, t->z, t->c, TIME_T, TIME_D))
 TIMED(rope_angles, 4.0 * TIME_T * TIME_C, t->k->rope_angles(t->a, 1e4, TIME_T, TIME_C))
 TIMED(rope, 2 * TD * t->size, t->k->rope(t->y, t->position, t->c, 1, TIME_T, TIME_G, TIME_C, 3 * TIME_D))
-TIMED(kv_store, 4 * TD * t->size,
-      t->k->kv_store((struct kv_view){t->y, t->y + TIME_T * TIME_D * t->size, t->page, TIME_T / PAGE_TOKENS, t->page,
-                                      t->position}, t->x, TIME_T, TIME_G, TIME_G, TIME_C))
+TIMED(kv_store, 4 * TD * t->size, {
+    struct kv_view kv = {t->y, t->y + TIME_T * TIME_D * t->size, t->page, TIME_T / PAGE_TOKENS, t->sequence,
+                         t->position};
+    t->k->kv_store(kv, t->x, TIME_T, TIME_G, TIME_G, TIME_C);
+})
 TIMED(gate, 8.0 * TIME_T * TIME_E,
       t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->b, NULL, 1, TIME_T, TIME_E, TIME_K))
 TIMED(gate_64, 8.0 * TIME_T * 64,
@@ -184,6 +186,7 @@ static void timed_ints(struct timed *t)
 {
     t->token = timed_room(TIME_R, sizeof(int));
     t->position = timed_room(2 * TIME_R, sizeof(int));
+    t->sequence = timed_room(TIME_R, sizeof(int));
     t->expert = timed_room(TIME_R, sizeof(int));
     t->row = timed_room(TIME_R, sizeof(int));
     t->source = timed_room(TIME_R, sizeof(int));
@@ -192,14 +195,14 @@ static void timed_ints(struct timed *t)
     struct check c = {.shape = 1};
     for (int i = 0; i < TIME_R; i++) {
         t->token[i] = (int)draw_below(&c, TIME_N / TIME_D - TIME_T);
-        t->position[i] = i % TIME_P;
-        t->page[i] = 0;
+        t->position[i] = i % TIME_T;
+        t->page[i] = i;
+        t->sequence[i] = 0;
         t->expert[i] = i % TIME_K ? (t->expert[i - 1] + 1 + (int)draw_below(&c, TIME_E - 1)) % TIME_E
                                   : (int)draw_below(&c, TIME_E);
     }
     kernels_for(F32)->route(t->source, t->row, t->first, t->count, t->expert, t->b, TIME_R, DROP_PROBS, TIME_T, TIME_E,
                             TIME_K);
-    for (int i = 0; i < TIME_P / PAGE_TOKENS; i++) t->page[i] = i;
 }
 
 static void timed_start(struct timed *t)
