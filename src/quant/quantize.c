@@ -7,7 +7,7 @@
 
 #include "base/log.h"
 
-enum { CHUNK = 1 << 18 }; // elements in memory at a time, but at least a row
+enum { CHUNK = 1 << 20 }; // elements in memory at a time, but at least a row
 static const float E4M3_MAX = 448;
 
 struct quantising {

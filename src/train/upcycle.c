@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 
-enum { CHUNK = 1 << 18 }; // elements in memory at a time
+enum { CHUNK = 1 << 20 }; // elements in memory at a time
 
 struct moments {
     double mean, std;
