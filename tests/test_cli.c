@@ -147,6 +147,31 @@ static void test_wrong_command_line(void **state)
     }
 }
 
+// What only some choices of another option give a meaning.
+static void test_options_of_upcycling(void **state)
+{
+    (void)state;
+    const char *const refused[][2] = {{"--granular", "2"}, {"--granular-scale", "nvidia"}, {"--noise-scale", "0.1"},
+                                      {"--drop-ratio", "0.5"}};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(RUN("upcycle", "--dry-run", "--model", "configs/tiny.json", refused[i][0], refused[i][1]), 2);
+        assert_contains(err_text, refused[i][0]);
+        assert_contains(err_text, ": has no meaning with --method copy");
+    }
+    // tiny.json: intermediate_size 256; as many parameters in 16 experts of a quarter as in 4 whole ones, but routers
+    assert_int_equal(RUN("upcycle", "--dry-run", "--model", "configs/tiny.json", "--method", "granular", "--granular",
+                         "4", "--num-experts", "16", "--moe-router-topk", "4", "--json"), 0);
+    char total[64];
+    snprintf(total, sizeof total, "\"params_total\":%d", 8192 * 96 + 96 + 2 * (96 * (48 + 144 + 96) + 2 * 96) +
+             2 * (4 * 3 * 256 * 96 + 16 * 96));
+    assert_contains(out_text, total);
+    assert_int_equal(RUN("upcycle", "--dry-run", "--model", "configs/tiny.json", "--method", "granular", "--granular",
+                         "3", "--num-experts", "6", "--moe-router-topk", "3"), 2);
+    assert_contains(err_text, "--granular 3: does not divide intermediate_size 256 of configs/tiny.json");
+    assert_int_equal(RUN("quantize", "--model", "configs", "--output", at("x"), "--scale", "row"), 2);
+    assert_contains(err_text, "tensor");
+}
+
 static void test_output_cannot_be_written(void **state)
 {
     (void)state;
@@ -179,6 +204,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_wrong_command_line),
+        cmocka_unit_test(test_options_of_upcycling),
         cmocka_unit_test(test_output_cannot_be_written),
         cmocka_unit_test(test_wrong_kernels),
     };

@@ -143,11 +143,12 @@ static void draw_router(struct upcycling *u, const struct param *p, long at, lon
     }
 }
 
-// Elements at .. at + n of p: rows of the dense w1 and w3, columns of w2.
-static void read_shard(struct upcycling *u, const struct param *p, long parent, long at, long n)
+// Elements at .. at + n of p as they are in the dense tensor that p is or whose shard it is: rows of w1 and w3, columns
+// of w2.
+static void read_parent(struct upcycling *u, const struct param *p, long parent, long at, long n)
 {
     const struct param *dense = &u->from->params.item[parent];
-    long shard = p->expert % u->G, first = shard * p->rows * p->columns;
+    long shard = p->expert < 0 ? 0 : p->expert % u->G, first = shard * p->rows * p->columns;
     if (dense->columns == p->columns) {
         model_folder_read(u->values, u->from, parent, first + at, n);
         return;
@@ -168,68 +169,63 @@ static double granular_scale(const struct upcycling *u, const struct param *p)
     return first ? 1 : sqrt((double)u->G);
 }
 
-static enum status write_shard(struct upcycling *u, const struct param *p, long parent)
-{
-    long elements = p->rows * p->columns;
-    double scale = granular_scale(u, p);
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK;
-        read_shard(u, p, parent, at, n);
-        for (long i = 0; i < n && scale != 1; i++) u->values[i] = (float)(u->values[i] * scale);
-        TRY(put_values(u, n));
-    }
-    return OK;
-}
-
 // ---- tensors ----
 
-static enum status write_router(struct upcycling *u, const struct param *p)
+// What an expert's matrix is drawn from; the columns that `drop` redraws are chosen here.
+static struct moments moments_for(struct upcycling *u, const struct param *p, long parent)
 {
-    long elements = p->rows * p->columns;
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK;
-        draw_router(u, p, at, n);
-        TRY(put_values(u, n));
-    }
-    return OK;
-}
-
-static enum status write_copy(struct upcycling *u, const struct param *p, long parent)
-{
-    const struct stored_tensor *t = u->from->stored[parent];
-    long elements = p->rows * p->columns;
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK, size = dtype_size(u->c.dtype);
-        if (t->type == (int)u->c.dtype) {
-            TRY(put(u, t->data + at * size, n * size));
-        } else {
-            model_folder_read(u->values, u->from, parent, at, n);
-            TRY(put_values(u, n));
-        }
-    }
-    return OK;
-}
-
-static enum status write_changed(struct upcycling *u, const struct param *p, long parent)
-{
-    long elements = p->rows * p->columns;
-    bool drop = u->o->method == UPCYCLE_DROP;
-    struct moments m;
-    if (drop) {
-        choose_dropped(u, p);
-        m = moments_of_dropped(u, p, parent);
-    } else {
-        struct moments *own = &u->parent_moments[parent]; // the same for all experts
+    struct moments *own = &u->parent_moments[parent]; // the same for all experts
+    switch (u->o->method) {
+    case UPCYCLE_COPY:
+    case UPCYCLE_GRANULAR: break;
+    case UPCYCLE_NOISE:
         if (p->expert == 0) *own = moments_of(u, p, parent);
-        m = (struct moments){0, u->o->noise * own->std};
+        return (struct moments){0, u->o->noise * own->std};
+    case UPCYCLE_DROP:
+        choose_dropped(u, p);
+        return moments_of_dropped(u, p, parent);
     }
+    return (struct moments){0, 0};
+}
+
+// The n elements of an expert's matrix that stand in u->values, changed as the method says.
+static void change(struct upcycling *u, const struct param *p, struct moments m, long at, long n)
+{
+    double scale;
+    switch (u->o->method) {
+    case UPCYCLE_COPY: break;
+    case UPCYCLE_NOISE:
+        draw(u, u->random, p, m, at, n);
+        u->k->add(u->values, u->values, u->random, n);
+        break;
+    case UPCYCLE_DROP:
+        draw(u, u->random, p, m, at, n);
+        for (long i = 0; i < n; i++)
+            if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
+        break;
+    case UPCYCLE_GRANULAR:
+        scale = granular_scale(u, p);
+        for (long i = 0; i < n && scale != 1; i++) u->values[i] = (float)(u->values[i] * scale);
+        break;
+    }
+}
+
+// parent: of which tensor p is made; -1 for the router, which is drawn.
+static enum status write_tensor(struct upcycling *u, const struct param *p, long parent)
+{
+    const struct stored_tensor *t = parent < 0 ? NULL : u->from->stored[parent];
+    bool changes = t && p->expert >= 0 && u->o->method != UPCYCLE_COPY;
+    struct moments m = changes ? moments_for(u, p, parent) : (struct moments){0, 0};
+    long elements = p->rows * p->columns, size = dtype_size(u->c.dtype);
     for (long at = 0; at < elements; at += CHUNK) {
         long n = elements - at < CHUNK ? elements - at : CHUNK;
-        model_folder_read(u->values, u->from, parent, at, n);
-        draw(u, u->random, p, m, at, n);
-        if (!drop) u->k->add(u->values, u->values, u->random, n);
-        for (long i = 0; i < n && drop; i++)
-            if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
+        if (t && !changes && t->type == (int)u->c.dtype) {
+            TRY(put(u, t->data + at * size, n * size));
+            continue;
+        }
+        if (t) read_parent(u, p, parent, at, n);
+        else draw_router(u, p, at, n);
+        if (changes) change(u, p, m, at, n);
         TRY(put_values(u, n));
     }
     return OK;
@@ -240,16 +236,10 @@ static enum status write_tensors(struct upcycling *u)
     for (long i = 0; i < u->list.n; i++) {
         const struct param *p = &u->list.item[i];
         long parent = parent_of(u, p);
-        if (parent < 0) CHECK(p->kind->init == INIT_ROUTER);
-        if (parent < 0) {
-            TRY(write_router(u, p));
-            continue;
-        }
-        model_folder_expect(u->from, parent);
-        if (p->expert < 0 || u->o->method == UPCYCLE_COPY) TRY(write_copy(u, p, parent));
-        else if (u->o->method == UPCYCLE_GRANULAR) TRY(write_shard(u, p, parent));
-        else TRY(write_changed(u, p, parent));
-        model_folder_forget(u->from, parent);
+        CHECK(parent >= 0 || p->kind->init == INIT_ROUTER);
+        if (parent >= 0) model_folder_expect(u->from, parent);
+        TRY(write_tensor(u, p, parent));
+        if (parent >= 0) model_folder_forget(u->from, parent);
     }
     return folder_writer_copy(u->w, u->from->path);
 }
