@@ -206,6 +206,32 @@ static void test_end_ids(void **state)
     end(t);
 }
 
+// A control token that was added beyond tokenizer.model may be drawn and ends the answer; its neighbours may not.
+static void test_added_control(void **state)
+{
+    (void)state;
+    struct talk *t = begin("chatml", NULL, ANSWER);
+    const struct sampling warm = {30, 0, 1, 0, 1}; // almost any token alike
+    int pieces = (int)t->i.tokenizer.pieces, added = pieces + 2;
+    conversation_close(&t->c);
+    t->chat.control[1] = added; // in place of <|im_end|>
+    OK_OR_FAIL(conversation_open(&t->c, &t->i, &t->chat, &warm, POSITIONS));
+    long stopped = 0;
+    for (int turn = 0; turn < 40; turn++) {
+        struct answer a = say(t, "Hello");
+        for (long i = 0; i < a.tokens; i++) assert_in_range(a.ids[i], 0, pieces - 1);
+        assert_int_equal(t->c.ids[a.prompt - 7], added); // closes the user's message
+        stopped += a.finish == FINISH_STOP;
+        answer_free(&a);
+    }
+    assert_true(t->c.sampler.also_n == 1 && t->c.sampler.also[0] == added && stopped > 0);
+    t->chat.control[1] = added + 1; // the model's vocabulary ends there
+    conversation_close(&t->c);
+    assert_int_equal(conversation_open(&t->c, &t->i, &t->chat, &warm, ANSWER), ERR_FORMAT);
+    assert_non_null(strstr(fail_message(), "beyond the model's vocabulary of"));
+    end(t);
+}
+
 // Text that ends an answer is neither shown nor kept, wherever token borders lie.
 static void test_stop_text(void **state)
 {
@@ -430,9 +456,9 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stream),      cmocka_unit_test(test_turns),      cmocka_unit_test(test_end_ids),
-        cmocka_unit_test(test_stop_text),   cmocka_unit_test(test_forgetting), cmocka_unit_test(test_interrupted),
-        cmocka_unit_test(test_command),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_stream),     cmocka_unit_test(test_turns),       cmocka_unit_test(test_end_ids),
+        cmocka_unit_test(test_stop_text),  cmocka_unit_test(test_forgetting),  cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_command),    cmocka_unit_test(test_refusals),    cmocka_unit_test(test_added_control),
     };
     return cmocka_run_group_tests_name("chat", tests, set_up, tear_down);
 }
