@@ -2,6 +2,9 @@
 // the command that talks.
 #include "program_util.h"
 
+#include <poll.h>
+#include <pty.h>
+
 #include "eval/conversation.h"
 #include "eval/stream.h"
 
@@ -404,6 +407,82 @@ static void test_command(void **state)
     assert_string_equal(out_text, "");
 }
 
+// ---- on a terminal ----
+
+static pid_t start_on_terminal(int *master)
+{
+    pid_t child = forkpty(master, NULL, NULL, NULL);
+    assert_true(child >= 0);
+    if (child) return child;
+    setenv("TERM", "xterm", 1);
+    setenv("OMP_NUM_THREADS", "1", 1);
+    execl(program, program, CHAT, (char *)NULL);
+    _exit(99);
+}
+
+// Adds what the program writes to `seen`, until `wanted` has come after `from` or (NULL) the program has ended.
+static void read_until(int master, char *seen, size_t room, size_t from, const char *wanted)
+{
+    size_t used = strlen(seen);
+    do {
+        char c;
+        if (read(master, &c, 1) != 1) {
+            if (wanted) fail_msg("'%s' did not come in: %s", wanted, seen);
+            return;
+        }
+        if (c == '\r') continue;
+        assert_true(used + 1 < room);
+        seen[used++] = c;
+        seen[used] = '\0';
+    } while (!wanted || !strstr(seen + from, wanted));
+}
+
+static void type(int master, const char *keys)
+{
+    assert_int_equal(write(master, keys, strlen(keys)), strlen(keys));
+}
+
+static void test_terminal(void **state)
+{
+    (void)state;
+    static char seen[1 << 16];
+    input("Hello\n");
+    WORKS(CHAT, "--quiet");
+    char *answer = strdup(out_text);
+    for (char *c = answer; *c; c++) // as a terminal is given it
+        if ((unsigned char)*c < ' ' && *c != '\n' && *c != '\t') *c = '?';
+    int master, code;
+    pid_t child = start_on_terminal(&master);
+    read_until(master, seen, sizeof seen, 0, "> ");
+    type(master, "Never s");
+    struct pollfd ready = {.fd = master, .events = POLLIN};
+    size_t from = strlen(seen);
+    do { // Ctrl-C: this line is abandoned, the program is not. Before it waits for a key it does not notice
+        type(master, "\x03");
+        usleep(1000);
+        while (poll(&ready, 1, 200) > 0) read_until(master, seen, sizeof seen, strlen(seen), "");
+    } while (!strstr(seen + from, "\n> "));
+    from = strlen(seen);
+    type(master, "Helo\x02l\n"); // Ctrl-B: one back
+    read_until(master, seen, sizeof seen, from, "(cut off after 12 tokens)\n> ");
+    if (!strstr(seen + from, answer)) fail_msg("'%s' is not in '%s'", answer, seen + from);
+    from = strlen(seen);
+    type(master, "/rset\n");
+    read_until(master, seen, sizeof seen, from, "warning: /rset: is not a command (/help lists them");
+    type(master, "/reset\n");
+    read_until(master, seen, sizeof seen, strlen(seen), "> ");
+    from = strlen(seen);
+    type(master, "\x10\x10\x10\n"); // Ctrl-P: three lines back in the history
+    read_until(master, seen, sizeof seen, from, "(cut off after 12 tokens)\n> ");
+    if (!strstr(seen + from, answer)) fail_msg("'%s' is not in '%s'", answer, seen + from);
+    type(master, "\x04"); // Ctrl-D
+    read_until(master, seen, sizeof seen, 0, NULL);
+    assert_true(waitpid(child, &code, 0) == child);
+    assert_true(WIFEXITED(code) && WEXITSTATUS(code) == 0);
+    close(master);
+    free(answer);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -459,6 +538,7 @@ int main(void)
         cmocka_unit_test(test_stream),     cmocka_unit_test(test_turns),       cmocka_unit_test(test_end_ids),
         cmocka_unit_test(test_stop_text),  cmocka_unit_test(test_forgetting),  cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_command),    cmocka_unit_test(test_refusals),    cmocka_unit_test(test_added_control),
+        cmocka_unit_test(test_terminal),
     };
     return cmocka_run_group_tests_name("chat", tests, set_up, tear_down);
 }
