@@ -1,11 +1,13 @@
 // Files: what is read, what a failing disk leaves, checksums.
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -172,6 +174,24 @@ static void test_nth_write_fails(void **state)
     }
 }
 
+// One write fails and the rest would not: the thread that met it tells the caller.
+static void test_write_fails_behind_the_caller(void **state)
+{
+    (void)state;
+    struct rlimit before, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 6 << 20;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    enum status status = write_in_pieces();
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(status, ERR_IO);
+    assert_message("f: cannot be written: File too large");
+    assert_false(path_exists(at("f")) || path_exists(at("f.tmp")));
+}
+
 static void test_full_disk(void **state)
 {
     (void)state;
@@ -322,6 +342,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_large_output, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_print_and_abort, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_nth_write_fails, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_write_fails_behind_the_caller, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_full_disk, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_append, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_not_a_file, make_folder, remove_folder),

@@ -102,7 +102,7 @@ static void pieces_that_lie_otherwise_in_their_pages_do_not_fit(void **state)
     assert_int_equal(file_map_open(&map, path[0]), OK);
     struct file_piece piece[] = {{&map, 100, 2 * page}, {&map, 5 * page + 100, 24}, {&map, 9 * page + 124, page}};
     assert_true(file_view_fits(piece, 3));
-    piece[2].at++;
+    piece[2].at += 8;
     assert_false(file_view_fits(piece, 3));
     assert_true(file_view_fits(piece, 2));
     file_map_close(&map);
@@ -184,8 +184,7 @@ static long touch_view(struct file_map *map)
 
 static long touch_nothing_of_ours(struct file_map *map)
 {
-    file_map_close(map);
-    return raise(SIGBUS); // a failure of the program itself stays one
+    return map->bytes > 0 ? raise(SIGBUS) : 0; // a failure of the program itself stays one
 }
 
 static void a_file_that_shrinks_ends_in_one_sentence(void **state)

@@ -103,6 +103,8 @@ static void a_disk_that_is_too_small_is_refused_before_writing(void **state)
     assert_memory_equal(printed, sentence, strlen(sentence));
     assert_ptr_equal(strchr(printed, '\n'), printed + strlen(printed) - 1); // one sentence
     assert_false(path_exists(in("not")));
+    OK_OR_FAIL(folder_writer_room(to, 1 << 20));
+    expect(folder_writer_room(to, 1L << 60), ERR_IO, " GB are free on that disk");
 }
 
 // 21 matrices of 2 TB each.
