@@ -153,11 +153,14 @@ static enum status check_tensor(const struct param *p, const struct found *found
 // Values of a scale, which the files of others also hold in 16 bits.
 static float scale_value(const struct stored_tensor *t, long i)
 {
-    float value;
+    if (t->type == F32) {
+        float value;
+        memcpy(&value, t->data + i * (long)sizeof value, sizeof value);
+        return value;
+    }
     uint16_t half;
-    if (t->type == F32) memcpy(&value, t->data + i * 4, sizeof value);
-    else memcpy(&half, t->data + i * 2, sizeof half);
-    return t->type == F32 ? value : t->type == BF16 ? bf16_to_float(half) : f16_to_float(half);
+    memcpy(&half, t->data + i * (long)sizeof half, sizeof half);
+    return t->type == BF16 ? bf16_to_float(half) : f16_to_float(half);
 }
 
 static enum status check_scale(const struct model_folder *f, long i, const struct found *scale)
