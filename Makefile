@@ -42,7 +42,7 @@ AVX2 = -mavx2 -mfma -mf16c
 AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 $(OUT)/src/kernels/x86/%_avx2.o: CFLAGS += $(FAST) $(AVX2)
 $(OUT)/src/kernels/x86/%_avx512.o: CFLAGS += $(FAST) $(AVX512)
-$(OUT)/src/kernels/x86/%_avx512bf16.o: CFLAGS += $(FAST) $(AVX512) -mavx512bf16
+$(OUT)/src/kernels/x86/%_avx512bf16.o: CFLAGS += $(FAST) $(AVX512) -mavx512bf16 -mavx512vbmi
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)

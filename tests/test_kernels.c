@@ -1,6 +1,6 @@
 // Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with
 // one thread against all threads (same bits), and each override of this machine against the reference, called twice
-// for the same bits. `test_kernels NAME` runs one entry; `test_kernels --time` tests nothing and prints speeds.
+// for the same bits. `test_kernels NAME` runs one entry or test; `test_kernels --time` tests nothing and prints speeds.
 #include "kernel_cases_attention.h"
 #include "kernel_cases_moe.h"
 #include "kernel_cases_rows.h"
@@ -78,63 +78,123 @@ static char *copy_of(const char *data, long bytes)
 }
 
 struct products { // one product of each kind with the same rows and weights
-    const struct kernels *k;
     char *x, *y, *acc, *z, *grouped;
     struct tensor w;
     void *router;
+    enum dtype el;
     long N, K;
 };
 
 static void products_run(const struct products *p, long from, long rows)
 {
-    const char *x = p->x + from * p->K * dtype_size(p->k->el);
-    p->k->matmul_nt(p->y, x, p->w, rows, p->N, p->K);
-    p->k->matmul_nt_acc(p->acc, x, p->w, rows, p->N, p->K);
-    p->k->router_nt(p->z, x, p->router, rows, p->N, p->K);
-    p->k->grouped_nt(p->grouped, x, p->w, (long[]){0, 0, rows}, 2, p->N / 2, p->K);
+    const struct kernels *k = kernels_for(p->el);
+    const char *x = p->x + from * p->K * dtype_size(p->el);
+    k->matmul_nt(p->y, x, p->w, rows, p->N, p->K);
+    k->matmul_nt_acc(p->acc, x, p->w, rows, p->N, p->K);
+    k->router_nt(p->z, x, p->router, rows, p->N, p->K);
+    k->grouped_nt(p->grouped, x, p->w, (long[]){0, 0, rows}, 2, p->N / 2, p->K);
+}
+
+enum { ROWS_M = 512, ROWS_N = 66 };
+
+static struct products products_new(struct check *c, enum weight weight, long K)
+{
+    struct products p = {.el = c->k->el, .N = ROWS_N, .K = K};
+    p.x = in_el(c, ROWS_M * K);
+    p.w = in_weight(c, weight, ROWS_N, K);
+    p.router = in_acc(c, ROWS_N * K);
+    p.y = in_el(c, ROWS_M * ROWS_N);
+    p.acc = in_acc(c, ROWS_M * ROWS_N);
+    p.z = in_acc(c, ROWS_M * ROWS_N);
+    p.grouped = in_el(c, ROWS_M * ROWS_N / 2);
+    return p;
+}
+
+// What the last n rows give together against what each gave alone.
+static void compare_rows(const struct products *p, const struct products *alone, long n)
+{
+    long from = ROWS_M - n, size = dtype_size(p->el), row = ROWS_N * size;
+    products_run(p, from, n);
+    assert_memory_equal(p->y, alone->y + from * row, (size_t)(n * row));
+    assert_memory_equal(p->acc, alone->acc + from * ROWS_N * 4, (size_t)(n * ROWS_N * 4));
+    assert_memory_equal(p->z, alone->z + from * ROWS_N * 4, (size_t)(n * ROWS_N * 4));
+    assert_memory_equal(p->grouped, alone->grouped + from * row / 2, (size_t)(n * row / 2));
 }
 
 // An output of products_nt is one sum in an order that K, the type and the level fix: a row has the same bits alone and
-// among any number of rows. oneDNN does not promise it, and inference does not ask it of oneDNN.
+// among any number of rows, with any number of threads. oneDNN does not promise it, and inference does not ask it of
+// oneDNN.
 static void test_rows_alone(void **state)
 {
     (void)state;
-    enum { M = 130, N = 66 };
-    static const long depths[] = {3, 65, 517, 1200}, counts[] = {1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 40, 64, 65, M};
-    for (int t = 0; t < 2 * WEIGHTS; t++) { // f32, bf16, and FP8 weights with each
+    static const long depths[] = {33, 3, 517, 773}, counts[] = {2, 5, 8, 9, 29, 113};
+    enum { DEPTHS = 4, COUNTS = sizeof counts / sizeof *counts, MOST = 113 };
+    for (int t = 0; t < 2 * WEIGHTS * DEPTHS; t++) { // f32, bf16, and FP8 weights with each
+        int d = t / (2 * WEIGHTS);
+        enum weight weight = (enum weight)(t / 2 % WEIGHTS);
         enum dtype type = t % 2 ? BF16 : F32;
-        if (t < 2 && from_dnnl(type, "matmul_nt")) {
+        if (weight == 0 && from_dnnl(type, "matmul_nt")) {
             print_message("  %s products are oneDNN's: rows alone not compared\n", dtype_name(type));
             continue;
         }
-        for (int d = 0; d < 4; d++) {
-            struct check c = {.k = kernels_for(type), .ref = kernels_for(type), .exact = type, .shape = d};
-            struct products p = {.k = c.k, .N = N, .K = depths[d]};
-            long size = dtype_size(type);
-            p.x = in_el(&c, M * p.K);
-            p.w = in_weight(&c, (enum weight)(t / 2), N, p.K);
-            p.router = in_acc(&c, N * p.K);
-            p.y = in_el(&c, M * N);
-            p.acc = in_acc(&c, M * N);
-            p.z = in_acc(&c, M * N);
-            p.grouped = in_el(&c, M * N / 2);
-            products_run(&p, 0, M);
-            char *y = copy_of(p.y, M * N * size), *acc_all = copy_of(p.acc, M * N * 4), *z = copy_of(p.z, M * N * 4);
-            char *grouped = copy_of(p.grouped, M * N / 2 * size);
-            for (int i = 0; i < 14; i++) {
-                long n = counts[i], from = M - n;
-                products_run(&p, from, n);
-                assert_memory_equal(p.y, y + from * N * size, (size_t)(n * N * size));
-                assert_memory_equal(p.acc, acc_all + from * N * 4, (size_t)(n * N * 4));
-                assert_memory_equal(p.z, z + from * N * 4, (size_t)(n * N * 4));
-                assert_memory_equal(p.grouped, grouped + from * N / 2 * size, (size_t)(n * N / 2 * size));
-            }
-            free(y);
-            free(acc_all);
-            free(z);
-            free(grouped);
-            check_free(&c);
+        struct check c = {.k = kernels_for(type), .ref = kernels_for(type), .exact = type, .shape = d};
+        struct products p = products_new(&c, weight, depths[d]), alone = p, row;
+        long size = dtype_size(type);
+        alone.y = copy_of(p.y, ROWS_M * ROWS_N * size);
+        alone.acc = copy_of(p.acc, ROWS_M * ROWS_N * 4);
+        alone.z = copy_of(p.z, ROWS_M * ROWS_N * 4);
+        alone.grouped = copy_of(p.grouped, ROWS_M * ROWS_N / 2 * size);
+        for (long i = d ? ROWS_M - MOST : 0; i < ROWS_M; i++) {
+            row = alone;
+            row.y += i * ROWS_N * size;
+            row.acc += i * ROWS_N * 4;
+            row.z += i * ROWS_N * 4;
+            row.grouped += i * ROWS_N / 2 * size;
+            products_run(&row, i, 1);
         }
+        for (long n = 1; n <= ROWS_M && d == 0; n += n < 130 ? 1 : n < 500 ? 31 : 1) compare_rows(&p, &alone, n);
+        for (int threads = d == 2 ? 1 : 3; threads <= 3; threads++) {
+            assert_int_equal(kernels_init(threads), OK);
+            for (int i = 0; i < COUNTS; i++) compare_rows(&p, &alone, counts[i]);
+        }
+        assert_int_equal(kernels_init(0), OK);
+        free(alone.y);
+        free(alone.acc);
+        free(alone.z);
+        free(alone.grouped);
+        check_free(&c);
+    }
+}
+
+// Every FP8 code at every place of a vector is worth what dtype.c says, and NaN is NaN in its own column only.
+static void test_fp8_codes(void **state)
+{
+    (void)state;
+    enum { N = 259, K = 70 };
+    static uint8_t code[N * K];
+    float scale[N], y[K * N];
+    uint8_t next = 0;
+    for (long i = 0; i < N * K; i++, next++) {
+        while (isnan(e4m3_to_float(next))) next++;
+        code[i] = next;
+    }
+    for (long n = 0; n < N; n++) scale[n] = 0.5f + (float)n;
+    code[3 * K + 5] = 0x7f;
+    code[258 * K + 69] = 0xff;
+    for (int t = F32; t <= BF16; t++) {
+        const struct kernels *k = kernels_for((enum dtype)t);
+        static double unit[K * K]; // room for either type
+        for (long i = 0; i < K * K; i++) put(unit, t, i, i / K == i % K);
+        struct tensor w = {.data = code, .scale = scale, .dtype = F8_E4M3};
+        for (long m = 0, rows = 1; m < K; m += rows, rows++) {
+            if (rows > 8 || rows > K - m) rows = K - m;
+            k->matmul_nt_acc(y + m * N, (char *)unit + m * K * dtype_size((enum dtype)t), w, rows, N, K);
+        }
+        for (long m = 0; m < K; m++)
+            for (long n = 0; n < N; n++) {
+                if (n == 3 || n == 258) assert_true(isnan(y[m * N + n]));
+                else assert_true(y[m * N + n] == e4m3_to_float(code[n * K + m]) * scale[n]);
+            }
     }
 }
 
@@ -209,7 +269,9 @@ int main(int count, char **arguments)
         tests[n++] = (struct CMUnitTest){.name = kernel_rows[row].name, .test_func = test_entry,
                                          .initial_state = (void *)row};
     }
-    if (count == 1) tests[n++] = (struct CMUnitTest){.name = "rows_alone", .test_func = test_rows_alone};
+    const struct CMUnitTest further[] = {cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_fp8_codes)};
+    for (int i = 0; i < 2; i++)
+        if (count == 1 || !strcmp(arguments[1], further[i].name)) tests[n++] = further[i];
     if (count == 1 || !strcmp(arguments[1], "attention_paged"))
         tests[n++] = (struct CMUnitTest){.name = "paged_rows_alone", .test_func = test_paged_rows_alone};
     return _cmocka_run_group_tests("kernels", tests, (size_t)n, NULL, NULL);

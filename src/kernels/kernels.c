@@ -38,7 +38,8 @@ static enum kernel_level machine_level(void)
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
         return LEVEL_AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? LEVEL_AVX512BF16 : LEVEL_AVX512;
+    bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); // the latter widens FP8
+    return bf16 ? LEVEL_AVX512BF16 : LEVEL_AVX512;
 #else
     return LEVEL_DNNL;
 #endif

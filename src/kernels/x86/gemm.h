@@ -1,8 +1,9 @@
 // Own matrix products: c[M, N] = or += sum over k of a[m, k] b[k, n], in f32 whatever the operands' types.
 //
-// Both operands are widened to f32 into thread scratch in the order the inner loop reads them, transposed there if need
-// be, so one inner loop serves every type and form. Each output is one chain of fused multiply-adds over k from 0 up,
-// whatever the number of rows, the threads, or the block sizes.
+// Both operands are widened (and turned, if need be) into thread scratch in the order the inner loop reads them, so one
+// inner loop serves every type. y = x w' has a layout and an order of its own (gemm_nt.inc); in the other forms each
+// output is one chain of fused multiply-adds over k from 0 up. Either order depends on K, the types and the instruction
+// set alone, never on the number of rows, the threads, or the block sizes.
 #ifndef SKYMOE_KERNELS_X86_GEMM_H
 #define SKYMOE_KERNELS_X86_GEMM_H
 
@@ -40,7 +41,7 @@ struct gemm_groups {
 
 typedef void gemm_run(const struct gemm *g, const struct gemm_groups *groups);
 gemm_run gemm_avx2, gemm_avx512;
-gemm_run gemm_avx512bf16; // bf16 a, bf16 or FP8 b; pairs of k in each step of the chain
+gemm_run gemm_avx512bf16; // bf16 a, bf16 or FP8 b; pairs of k in each step
 
 // 64-byte aligned memory of the calling thread that lasts until its next call.
 void *x86_scratch(long bytes);

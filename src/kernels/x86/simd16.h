@@ -126,50 +126,73 @@ static inline void store_f16_n(uint16_t *p, vf x, long n)
     _mm256_mask_storeu_epi16(p, lanes_below(n), round_f16(x));
 }
 
-// 2 LANES bfloat16 as LANES pairs, and a pair's two numbers.
-static inline vf load_pairs(const uint16_t *p) { return _mm512_loadu_ps(p); }
-static inline vf load_pairs_n(const uint16_t *p, long n)
+// A vector's worth of bytes, and the first n of them with zeros behind.
+static inline vf load_bytes(const void *p) { return _mm512_loadu_ps(p); }
+static inline vf load_bytes_n(const void *p, long n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p));
-}
-static inline vf pair_first(vf p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(p), 16)); }
-static inline vf pair_second(vf p)
-{
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(n >= 64 ? ~0ull : (1ull << n) - 1, p));
 }
 
-// 4 LANES numbers of FP8 as LANES words, and the numbers at one place in them.
-static inline vf load_quads_n(const uint8_t *p, long n)
+// ---- chunks of 128 bits ----
+
+static inline vf load_chunk(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); } // in every place
+
+// Four vectors of four chunks: rows become columns.
+static inline void transpose_chunks(vf r[4])
 {
-    __mmask64 some = n >= 64 ? ~0ull : (1ull << n) - 1;
-    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(some, p));
-}
-static inline vf quad_part(vf q, int part)
-{
-    __m512i u = _mm512_srli_epi32(_mm512_castps_si512(q), (unsigned)(8 * part));
-    return widen_e4m3_lanes(_mm512_and_si512(u, _mm512_set1_epi32(0xff)));
+    vf a = _mm512_shuffle_f32x4(r[0], r[1], 0x44), b = _mm512_shuffle_f32x4(r[2], r[3], 0x44);
+    vf c = _mm512_shuffle_f32x4(r[0], r[1], 0xee), d = _mm512_shuffle_f32x4(r[2], r[3], 0xee);
+    r[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    r[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    r[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+    r[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
 }
 
-// Whether all numbers are neither subnormal (or 0) nor NaN: then fewer steps widen them.
-static inline int quads_normal(const vf q[LANES])
+// The numbers of each chunk widened in place to chunks of floats, the first ones to part[0].
+static inline void widen_bf16_chunks(vf part[2], vf chunks)
 {
-    __m512i least = _mm512_set1_epi8(0x7f), most = _mm512_setzero_si512();
-    for (int i = 0; i < LANES; i++) {
-        __m512i low = _mm512_and_si512(_mm512_castps_si512(q[i]), _mm512_set1_epi8(0x7f));
-        least = _mm512_min_epu8(least, low);
-        most = _mm512_max_epu8(most, low);
+    __m512i c = _mm512_castps_si512(chunks), zero = _mm512_setzero_si512();
+    part[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, c));
+    part[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, c));
+}
+// e4m3's bits at the place of float's are 2^-120 of the value, subnormal numbers included; only NaN is not there.
+static inline void widen_e4m3_chunks(vf part[4], vf chunks)
+{
+    const __m512i c = _mm512_castps_si512(chunks), nan = _mm512_set1_epi8(0x7f);
+    for (int p = 0; p < 4; p++) {
+        __m512i place = _mm512_set1_epi32((int)(0x00808080u | (unsigned)(4 * p) << 24));
+        place = _mm512_add_epi32(place, _mm512_set4_epi32(3 << 24, 2 << 24, 1 << 24, 0)); // a code in each upper byte
+        __m512i bits = _mm512_srai_epi32(_mm512_shuffle_epi8(c, place), 4);
+        bits = _mm512_and_si512(bits, _mm512_set1_epi32((int)0x87f00000));
+        part[p] = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
     }
-    return !_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(8)) && !_mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(0x7f));
+    if (__builtin_expect(!_mm512_cmpeq_epi8_mask(_mm512_and_si512(c, nan), nan), 1)) return;
+    for (int p = 0; p < 4; p++) {
+        __mmask16 wrong = _mm512_cmp_ps_mask(_mm512_abs_ps(part[p]), _mm512_set1_ps(480), _CMP_EQ_OQ);
+        part[p] = _mm512_mask_mov_ps(part[p], wrong, _mm512_set1_ps(__builtin_nanf("")));
+    }
 }
-static inline vf quad_part_normal(vf q, int part)
+
+// Of the chunks of four vectors the sums: in place j of the lower half those of a[j / 2] or b[j / 2] for j even or
+// odd, in the upper half those of c and d.
+static inline vf strip_sums(vf a, vf b, vf c, vf d)
 {
-    __m512i u = _mm512_castps_si512(q), low = part < 3 ? _mm512_slli_epi32(u, (unsigned)(20 - 8 * (part % 3)))
-                                                       : _mm512_srli_epi32(u, 4);
-    low = _mm512_and_si512(low, _mm512_set1_epi32(0x7f << 20));
-    __m512i sign = _mm512_slli_epi32(u, (unsigned)(24 - 8 * part)), value = _mm512_set1_epi32(120 << 23);
-    value = _mm512_add_epi32(low, value);
-    const __m512i sign_bit = _mm512_set1_epi32(INT32_MIN);
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(value, sign, sign_bit, 0xf8)); // value | (sign & sign_bit)
+    vf ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vf cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    vf sums = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm512_castpd_ps(_mm512_permutexvar_pd(order, _mm512_castps_pd(sums)));
+}
+static inline void add_low_half(float *to, vf x, int add) // = or +=
+{
+    __m256 half = _mm512_castps512_ps256(x);
+    _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), half) : half);
+}
+static inline void add_high_half(float *to, vf x, int add)
+{
+    __m256 half = _mm512_extractf32x8_ps(x, 1);
+    _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), half) : half);
 }
 
 // Rows become columns.

@@ -148,50 +148,65 @@ static inline void store_f16_n(uint16_t *p, vf x, long n)
     memcpy(p, part, (size_t)n * 2);
 }
 
-static inline vf load_pairs(const uint16_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
-static inline vf load_pairs_n(const uint16_t *p, long n)
+static inline vf load_bytes(const void *p) { return _mm256_loadu_ps(p); }
+static inline vf load_bytes_n(const void *p, long n)
 {
-    uint16_t part[2 * LANES] = {0};
-    memcpy(part, p, (size_t)n * 2);
-    return load_pairs(part);
-}
-static inline vf pair_first(vf p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(p), 16)); }
-static inline vf pair_second(vf p)
-{
-    return _mm256_and_ps(p, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+    char part[32] = {0};
+    if (n < 32) p = memcpy(part, p, (size_t)n);
+    return load_bytes(p);
 }
 
-static inline vf load_quads_n(const uint8_t *p, long n)
+static inline vf load_chunk(const float *p) { return _mm256_broadcast_ps((const __m128 *)(const void *)p); }
+
+static inline void transpose_chunks(vf r[2])
 {
-    uint8_t part[4 * LANES] = {0};
-    if (n < 4 * LANES) p = memcpy(part, p, (size_t)n);
-    return _mm256_loadu_ps((const float *)(const void *)p);
-}
-static inline vf quad_part(vf q, int part)
-{
-    __m256i u = _mm256_srli_epi32(_mm256_castps_si256(q), 8 * part);
-    return widen_e4m3_lanes(_mm256_and_si256(u, _mm256_set1_epi32(0xff)));
+    vf a = r[0];
+    r[0] = _mm256_permute2f128_ps(a, r[1], 0x20);
+    r[1] = _mm256_permute2f128_ps(a, r[1], 0x31);
 }
 
-static inline int quads_normal(const vf q[LANES])
+static inline void widen_bf16_chunks(vf part[2], vf chunks)
 {
-    __m256i least = _mm256_set1_epi8(0x7f), most = _mm256_setzero_si256();
-    for (int i = 0; i < LANES; i++) {
-        __m256i low = _mm256_and_si256(_mm256_castps_si256(q[i]), _mm256_set1_epi8(0x7f));
-        least = _mm256_min_epu8(least, low);
-        most = _mm256_max_epu8(most, low);
+    __m256i c = _mm256_castps_si256(chunks), zero = _mm256_setzero_si256();
+    part[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, c));
+    part[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, c));
+}
+static inline void widen_e4m3_chunks(vf part[4], vf chunks)
+{
+    const __m256i c = _mm256_castps_si256(chunks), nan = _mm256_set1_epi8(0x7f);
+    for (int p = 0; p < 4; p++) {
+        __m256i place = _mm256_set1_epi32((int)(0x00808080u | (unsigned)(4 * p) << 24));
+        place = _mm256_add_epi32(place, _mm256_setr_epi32(0, 1 << 24, 2 << 24, 3 << 24, 0, 1 << 24, 2 << 24, 3 << 24));
+        __m256i bits = _mm256_srai_epi32(_mm256_shuffle_epi8(c, place), 4);
+        bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000));
+        part[p] = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
     }
-    __m256i small = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), least);
-    __m256i nan = _mm256_cmpeq_epi8(most, _mm256_set1_epi8(0x7f));
-    return _mm256_testz_si256(_mm256_or_si256(small, nan), _mm256_set1_epi8(-1));
+    __m256i wrong = _mm256_cmpeq_epi8(_mm256_and_si256(c, nan), nan);
+    if (__builtin_expect(_mm256_testz_si256(wrong, wrong), 1)) return;
+    for (int p = 0; p < 4; p++) {
+        vf size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), part[p]);
+        vf large = _mm256_cmp_ps(size, _mm256_set1_ps(480), _CMP_EQ_OQ);
+        part[p] = _mm256_blendv_ps(part[p], _mm256_set1_ps(__builtin_nanf("")), large);
+    }
 }
-static inline vf quad_part_normal(vf q, int part)
+
+static inline vf strip_sums(vf a, vf b, vf c, vf d)
 {
-    __m256i u = _mm256_castps_si256(q), low = part < 3 ? _mm256_slli_epi32(u, 20 - 8 * (part % 3))
-                                                       : _mm256_srli_epi32(u, 4);
-    low = _mm256_and_si256(low, _mm256_set1_epi32(0x7f << 20));
-    __m256i sign = _mm256_and_si256(_mm256_slli_epi32(u, 24 - 8 * part), _mm256_set1_epi32(INT32_MIN));
-    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_add_epi32(low, _mm256_set1_epi32(120 << 23)), sign));
+    vf ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    vf cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    __m256d x = _mm256_castps_pd(ab), y = _mm256_castps_pd(cd);
+    vf sums = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(sums), 0xd8));
+}
+static inline void add_low_half(float *to, vf x, int add)
+{
+    __m128 half = _mm256_castps256_ps128(x);
+    _mm_storeu_ps(to, add ? _mm_add_ps(_mm_loadu_ps(to), half) : half);
+}
+static inline void add_high_half(float *to, vf x, int add)
+{
+    __m128 half = _mm256_extractf128_ps(x, 1);
+    _mm_storeu_ps(to, add ? _mm_add_ps(_mm_loadu_ps(to), half) : half);
 }
 
 static inline void transpose(vf r[LANES])
