@@ -21,6 +21,7 @@ CHECKED = -fno-omit-frame-pointer -fno-sanitize-recover=undefined -DSKYMOE_TEST_
 ASAN = OUT=build/asan MODE="-O1 -g" EXTRA="-fsanitize=address,undefined $(CHECKED)"
 FUZZ = OUT=build/fuzz MODE="-O1 -g" CC=clang CXX=clang++ OPENMP= \
     EXTRA="-fsanitize=fuzzer-no-link,address,undefined -fprofile-instr-generate -fcoverage-mapping $(CHECKED)"
+TSAN = OUT=build/tsan MODE="-O1 -g" CC=clang CXX=clang++ EXTRA="-fsanitize=thread -Wno-pass-failed"
 CLANG = OUT=build/clang MODE=-O1 CC=clang CXX=clang++ OPENMP= EXTRA="-Werror -Wshorten-64-to-32 -Wconditional-uninitialized \
     -Wunreachable-code-aggressive -Wnewline-eof -Wextra-semi -Wmissing-variable-declarations -Wundef"
 
@@ -74,6 +75,16 @@ test: $(OUT)/skymoe $(TESTS)  ## every test program
 asan:  ## every test program with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) $(ASAN) test
 
+# clang's OpenMP tells ThreadSanitizer who waits for whom (through libarcher), which gcc's does not; oneDNN is not
+# instrumented and left alone. Threads are used by kernels and by prepare.
+TSAN_TESTS = $(patsubst %,build/tsan/tests/%,test_kernels test_prepare test_step test_moe)
+tsan:  ## the programs that use threads, with ThreadSanitizer
+	@$(MAKE) $(TSAN) $(TSAN_TESTS)
+	@TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=3 tests/run.sh $(TSAN_TESTS)
+
+old: all $(OUT)/tests/test_kernels $(OUT)/tests/test_reference  ## processors without AVX-512 and AVX2, played by qemu
+	@tests/old_processor.sh $(OUT)
+
 clang:  ## compiles everything with clang, warnings are errors
 	@$(MAKE) $(CLANG) objects
 
@@ -103,6 +114,6 @@ clean:  ## removes build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d) $(TESTS:%=%.d) $(OUT)/tests/faults.d $(FUZZERS:%=%.d)
-.PHONY: all objects fuzzers test asan clang lint fuzz mutate bench demo ci help clean
+.PHONY: all objects fuzzers test asan tsan old clang lint fuzz mutate bench demo ci help clean
 export DEMO_SIZE DEMO_DIR DEMO_SEED FUZZ_SECONDS
 .SECONDARY:

@@ -23,7 +23,10 @@ jobs=-j$(nproc)
 part lint make -s lint
 part clang make -s "$jobs" clang
 part asan make -s "$jobs" asan
+part tsan make -s "$jobs" tsan
 part ref env SKYMOE_KERNELS=ref make -s "$jobs" test
+part avx2 env SKYMOE_KERNELS=avx2 make -s "$jobs" test
+part old make -s "$jobs" old
 part golden /usr/bin/python3 tools/golden.py --compare tests/golden
 part fuzz make -s "$jobs" fuzz
 part demo env DEMO_DIR=build/ci/demo make -s demo DEMO_SIZE=tiny

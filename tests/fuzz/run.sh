@@ -12,6 +12,7 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 
 # What each program is about: a source file, and which of its functions are the parser (none: all of them).
 parsers='
+chat       src/data/chat_folder.c
 checksums  src/checkpoint/verify.c
 config     src/model/config.c
 generation src/eval/generate.c          add_end|read_ends|end_ids_read
@@ -21,6 +22,7 @@ model      src/checkpoint/folder.c
 json       src/base/json.c
 metrics    src/cli/report_data.c
 metrics    src/base/metrics.c           row_step|keep_rows|rewrite_rows|cut_rows
+routing    src/train/trace.c            list_of|read_choices|read_line|next_line|routing_read
 safetensors src/checkpoint/safetensors.c
 setting    src/base/setting.c           next_word|give_words|read_line|read_lines|read_text|settings_read|assign|give
 state      src/checkpoint/checkpoint.c  read_numbers|read_state|training_state_parse|latest_named|checkpoint_latest|step_of
