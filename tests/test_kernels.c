@@ -127,7 +127,7 @@ static void compare_rows(const struct products *p, const struct products *alone,
 static void test_rows_alone(void **state)
 {
     (void)state;
-    static const long depths[] = {33, 3, 517, 773}, counts[] = {2, 5, 8, 9, 29, 113};
+    static const long depths[] = {33, 3, 517, 1101}, counts[] = {2, 5, 8, 9, 29, 113};
     enum { DEPTHS = 4, COUNTS = sizeof counts / sizeof *counts, MOST = 113 };
     for (int t = 0; t < 2 * WEIGHTS * DEPTHS; t++) { // f32, bf16, and FP8 weights with each
         int d = t / (2 * WEIGHTS);
