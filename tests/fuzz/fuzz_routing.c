@@ -29,7 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool seen[L * T];
     uint8_t *copy = malloc(size ? size : 1);
     memcpy(copy, data, size);
-    struct routing_reader r = {.map = {.data = copy, .bytes = (long)size}, .L = L, .E = E, .K = K, .T = T, .given = given, .seen = seen};
+    struct routing_reader r = {.map = {.data = copy, .bytes = (long)size}, .L = L, .E = E, .K = K, .T = T,
+                               .given = given, .seen = seen};
     snprintf(r.path, sizeof r.path, "fuzz.jsonl");
     for (long step = 1; step < 4; step++) {
         if (routing_read(&r, step) == OK) check_given(&r);
