@@ -2,29 +2,32 @@
 
 #include <omp.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/arena.h"
 #include "base/log.h"
 #include "kernels/kernels_fill.h"
 
 // Numbers of the block that is read; of a thread's piece (2 MiB); how far ahead memory is asked, into L2.
 enum { BLOCK = 32L << 20, PIECE = 1 << 18, AHEAD = 256 };
-static uint64_t *block;                      // 256 MiB
+static struct arena arena; // as the kernels' own memory, in large pages where there are any
+static uint64_t *block;    // 256 MiB of it
 static long next_piece;
 
 enum status peaks_open(void)
 {
     if (block) return OK;
-    block = malloc(BLOCK * sizeof *block);
-    if (!block) return fail(ERR_MEMORY, "memory: 256 MiB to measure the read bandwidth were refused (free some)");
+    arena = arena_measure("measuring the read bandwidth", DEVICE_CPU);
+    arena_take(&arena, BLOCK, sizeof *block);
+    TRY(arena_reserve(&arena));
+    block = arena_take(&arena, BLOCK, sizeof *block);
     memset(block, 1, BLOCK * sizeof *block);
     return OK;
 }
 
 void peaks_close(void)
 {
-    free(block);
+    arena_release(&arena);
     block = NULL;
 }
 
