@@ -253,25 +253,36 @@ struct few { // what one query has so far
     float *q, *o; // [C / 2], [wide]
 };
 
+// Asks for the lines of a tile, along its rows, before their turn comes: a few at a time between other work, for memory
+// takes only so many requests at once.
+struct fetch {
+    const struct tile_rows *rows;
+    long row, channel, channels; // the next line; of the heads that are wanted
+};
+
+static inline void fetch_line(struct fetch *f)
+{
+    if (f->row >= K_TILE || !f->rows->k[f->row]) return;
+    _mm_prefetch((const char *)(f->rows->k[f->row] + f->channel), _MM_HINT_T1);
+    _mm_prefetch((const char *)(f->rows->v[f->row] + f->channel), _MM_HINT_T1);
+    f->channel += NUMBERS;
+    if (f->channel < f->channels) return;
+    f->channel = 0;
+    f->row++;
+}
+
 // The keys of a tile from channel `at` on, turned: k[c / 2][key].
-static void few_load_keys(float *k, const struct paged *x, const uint16_t *const row[K_TILE], long at)
+static void few_load_keys(float *k, const struct paged *x, const uint16_t *const row[K_TILE], long at, struct fetch *f)
 {
     for (long j = 0; j < K_TILE; j += LANES)
         for (long c = 0; c < x->C; c += NUMBERS) {
             vf v[LANES];
-            for (long i = 0; i < LANES; i++) v[i] = row[j + i] ? row_pairs(row[j + i] + at + c, x->C - c) : vf_zero();
+            for (long i = 0; i < LANES; i++) {
+                fetch_line(f);
+                v[i] = row[j + i] ? row_pairs(row[j + i] + at + c, x->C - c) : vf_zero();
+            }
             transpose(v);
             for (long p = 0; p < LANES && c / 2 + p < x->C / 2; p++) store_f32(k + (c / 2 + p) * K_TILE + j, v[p]);
-        }
-}
-
-// Asks for rows [from, to) of a tile, n channels each, before their turn comes.
-static void few_fetch(const struct tile_rows *rows, long from, long to, long n)
-{
-    for (long j = from; j < to && rows->k[j]; j++)
-        for (long c = 0; c < n; c += NUMBERS) {
-            _mm_prefetch((const char *)(rows->k[j] + c), _MM_HINT_T1);
-            _mm_prefetch((const char *)(rows->v[j] + c), _MM_HINT_T1);
         }
 }
 
@@ -348,9 +359,9 @@ static void run_few(const struct paged *x, const struct run *r, long g, long hea
         const struct tile_rows *now = &rows[tile / K_TILE % 2];
         struct tile_rows *next = &rows[(tile / K_TILE + 1) % 2];
         find_rows(next, x, r, g, tile + K_TILE);
+        struct fetch ahead = {.rows = next, .channels = heads * x->C};
         for (long h = 0; h < heads; h++) {
-            few_fetch(next, K_TILE * h / heads, K_TILE * (h + 1) / heads, heads * x->C);
-            few_load_keys(k, x, now->k, h * x->C);
+            few_load_keys(k, x, now->k, h * x->C, &ahead);
             load_values(v, x, now->v, h * x->C);
             for (long i = 0; i < r->queries; i++) few_meet(&few[h * r->queries + i], x, k, v, tile);
         }
