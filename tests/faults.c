@@ -22,8 +22,9 @@ static _Thread_local int inside; // this file's own requests, and those made by 
 
 // ---- who asks ----
 
-// Code of libraries that end the process when memory is refused cannot be helped: their requests are granted.
-enum owner { OWNER_LIBRARY, OWNER_PROGRAM, OWNER_GRANTED, OWNER_ENDS };
+// Code of libraries that end the process when memory is refused cannot be helped: their requests are granted. So are
+// SentencePiece's in threads of its own, which its exceptions would leave.
+enum owner { OWNER_LIBRARY, OWNER_PROGRAM, OWNER_THROWS, OWNER_GRANTED, OWNER_ENDS };
 static struct {
     uintptr_t from, to;
     enum owner owner;
@@ -35,13 +36,12 @@ static int add_segments(struct dl_phdr_info *info, size_t size, void *context)
     (void)size;
     (void)context;
     static const char *const granted[] = {"libgomp", "ld-linux", "libOpenCL", "libasan", "libubsan"};
-    static const char *const program[] = {"libsentencepiece", "libcjson"};
     enum owner owner = *info->dlpi_name ? OWNER_LIBRARY : OWNER_PROGRAM;
     for (size_t i = 0; i < sizeof granted / sizeof *granted; i++)
         if (strstr(info->dlpi_name, granted[i])) owner = OWNER_GRANTED;
     if (strstr(info->dlpi_name, "libdnnl")) owner = OWNER_ENDS;
-    for (size_t i = 0; i < sizeof program / sizeof *program; i++)
-        if (strstr(info->dlpi_name, program[i])) owner = OWNER_PROGRAM;
+    if (strstr(info->dlpi_name, "libcjson")) owner = OWNER_PROGRAM;
+    if (strstr(info->dlpi_name, "libsentencepiece")) owner = OWNER_THROWS;
     for (int i = 0; i < info->dlpi_phnum && segments_n < 256; i++) {
         const ElfW(Phdr) *p = &info->dlpi_phdr[i];
         if (p->p_type != PT_LOAD || !(p->p_flags & PF_X)) continue;
@@ -70,8 +70,10 @@ static bool unprepared(const void *address)
 static enum owner owner_of_stack(void *const *frame, int n)
 {
     enum owner first = OWNER_LIBRARY;
+    bool first_thread = gettid() == getpid();
     for (int i = 0; i < n; i++) {
         enum owner owner = owner_of(frame[i]);
+        if (owner == OWNER_THROWS) owner = first_thread ? OWNER_PROGRAM : OWNER_ENDS;
         if (owner == OWNER_ENDS || unprepared(frame[i])) return OWNER_GRANTED;
         if (first == OWNER_LIBRARY) first = owner;
     }
