@@ -135,7 +135,21 @@ row "the same in FP8" moe_fp8
 printf '%-34s %10s %10.4f   of the same %d bytes\n' "xz -9e" "" "$xz_bits" "$validation"
 printf 'FP8 against bf16: KL %.5f nats, perplexity %.3f -> %.3f\n' "$(field "$dir/quantize.json" kl_mean)" \
     "$(field "$dir/quantize.json" ppl_before)" "$(field "$dir/quantize.json" ppl_after)"
-[ "$size" = full ] || echo "(DEMO_SIZE=tiny: a few steps to see every part work; its figures claim nothing)"
+# What a run may claim: `spread` is by how much seeds 1 to 3 differ in the mixture's lead at equal tokens
+# (docs/performance.md).
+spread=0.02
+if [ "$size" = full ]; then
+    awk -v moe="$(field "$dir/eval-moe.json" loss)" -v tokens="$(field "$dir/eval-continued.json" loss)" \
+        -v flops="$(field "$dir/eval-continued-flops.json" loss)" -v spread="$spread" 'BEGIN {
+        lead = tokens - moe
+        printf "At equal tokens the mixture is %.4f nats %s than the dense model, at equal FLOPs %.4f %s.\n",
+            lead < 0 ? -lead : lead, lead < 0 ? "worse" : "better",
+            moe > flops ? moe - flops : flops - moe, moe > flops ? "worse" : "better"
+        printf "Seeds differ by %s nats in the former: %s.\n", spread,
+            lead > spread ? "a lead beyond that" : "too short a run to claim a lead" }'
+else
+    echo "(DEMO_SIZE=tiny: a few steps to see every part work; its figures claim nothing)"
+fi
 printf '\nText the mixture writes:\n'
 sed -n 's/.*"samples":\[\(.*\)\]}/\1/p' "$dir/summary.json" | sed 's/},{/}\n{/g' |
     sed -E 's/^\{?"model":"([^"]*)","prompt":"([^"]*)","text":"(.*)"\}?$/  [\1] \2 ... \3/; s/\\n/ /g; s/\\"/"/g' | cut -c1-240
