@@ -142,11 +142,11 @@ if [ "$size" = full ]; then
     awk -v moe="$(field "$dir/eval-moe.json" loss)" -v tokens="$(field "$dir/eval-continued.json" loss)" \
         -v flops="$(field "$dir/eval-continued-flops.json" loss)" -v spread="$spread" 'BEGIN {
         lead = tokens - moe
-        printf "At equal tokens the mixture is %.4f nats %s than the dense model, at equal FLOPs %.4f %s.\n",
-            lead < 0 ? -lead : lead, lead < 0 ? "worse" : "better",
-            moe > flops ? moe - flops : flops - moe, moe > flops ? "worse" : "better"
-        printf "Seeds differ by %s nats in the former: %s.\n", spread,
-            lead > spread ? "a lead beyond that" : "too short a run to claim a lead" }'
+        printf("At equal tokens the mixture is %.4f nats %s than the dense model, at equal FLOPs %.4f %s.\n",
+               lead < 0 ? -lead : lead, lead < 0 ? "worse" : "better",
+               flops < moe ? moe - flops : flops - moe, flops < moe ? "worse" : "better")
+        printf("Seeds differ by %s nats: %s.\n", spread,
+               spread < lead ? "the lead is larger" : "too short a run to claim a lead") }'
 else
     echo "(DEMO_SIZE=tiny: a few steps to see every part work; its figures claim nothing)"
 fi
