@@ -3,6 +3,7 @@
 #include "fuzz_folder.h"
 
 #include "checkpoint/folder.h"
+#include "kernels/kernels.h"
 
 #define SHAPE                                                                                                          \
     "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"num_hidden_layers\":1,"                      \
@@ -37,6 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct model_folder f;
     if (!fuzz_folder[0]) {
+        CHECK(kernels_init(1) == OK); // numbers are read through the cast kernel
         fuzz_folder_make();
         make_shards(fuzz_path("shards"));
         CHECK(folder_make(fuzz_path("single")) == OK);
