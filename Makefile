@@ -7,7 +7,9 @@ WARN = -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wp
 OPENMP = -fopenmp
 CFLAGS = -std=gnu11 $(MODE) $(WARN) $(OPENMP) -fno-math-errno -ffp-contract=off -Isrc -MMD -MP $(EXTRA)
 CXXFLAGS = -std=c++17 $(MODE) -Wall -Wextra -Isrc -MMD -MP $(EXTRA)
-LIBS = -ldnnl -lsentencepiece_train -lsentencepiece -lcjson -lxxhash -ledit -lm
+# MPI=mpich builds with the other library; mpi.h is included by src/comm/mpi.c alone.
+MPI = ompi-c
+LIBS = -ldnnl -lsentencepiece_train -lsentencepiece -lcjson -lxxhash -ledit $(shell pkg-config --libs $(MPI)) -lm
 
 SOURCES := $(wildcard src/*/*.c src/*/*/*.c)
 OBJECTS := $(SOURCES:%.c=$(OUT)/%.o) $(patsubst %.cc,$(OUT)/%.o,$(wildcard src/*/*.cc))
@@ -44,6 +46,8 @@ AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-widt
 $(OUT)/src/kernels/x86/%_avx2.o: CFLAGS += $(FAST) $(AVX2)
 $(OUT)/src/kernels/x86/%_avx512.o: CFLAGS += $(FAST) $(AVX512)
 $(OUT)/src/kernels/x86/%_avx512bf16.o: CFLAGS += $(FAST) $(AVX512) -mavx512bf16 -mavx512vbmi
+
+$(OUT)/src/comm/mpi.o: CFLAGS += $(shell pkg-config --cflags $(MPI) | sed 's/-I/-isystem /g')
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)

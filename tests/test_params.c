@@ -283,12 +283,14 @@ static void test_local(void **state)
 {
     (void)state;
     struct config c = skywork_moe();
-    struct grid g = grid_of_one();
+    struct layout l = layout_of_one;
     long sum = 0;
-    g.tensor.size = 8;
-    for (g.tensor.rank = 0; g.tensor.rank < 8; g.tensor.rank++) {
+    l.tp = 8;
+    for (long rank = 0; rank < 8; rank++) {
+        struct grid g = grid_of(&l, rank);
         struct local n = local_of(&c, &g);
-        assert_int_equal(n.H, g.tensor.rank < 4 ? 5 : 4);
+        assert_int_equal(n.H, rank < 4 ? 5 : 4);
+        assert_int_equal(n.first_head, rank < 4 ? 5 * rank : 20 + 4 * (rank - 4));
         assert_int_equal(n.G, n.H);
         assert_int_equal(n.E, 16);
         assert_int_equal(n.F, 12288);
@@ -297,12 +299,12 @@ static void test_local(void **state)
     assert_int_equal(sum, 65532);
     c.H = 12;
     c.G = 3; // rank 1 of 5 has heads 3..5: kv heads 0 and 1
-    g.tensor.size = 5;
-    g.tensor.rank = 1;
+    l.tp = 5;
+    struct grid g = grid_of(&l, 1);
     assert_int_equal(local_of(&c, &g).H, 3);
     assert_int_equal(local_of(&c, &g).G, 2);
-    g.tensor.size = 16;
-    g.tensor.rank = 15;
+    l.tp = 16;
+    g = grid_of(&l, 15);
     assert_int_equal(local_of(&c, &g).H, 0);
     assert_int_equal(local_of(&c, &g).G, 0);
 }

@@ -318,20 +318,20 @@ void model_folder_close(struct model_folder *f)
 
 // ---- values ----
 
-static struct scale_grid grid_of(const struct model_folder *f, long i)
+static struct scale_grid scales_of(const struct model_folder *f, long i)
 {
     return scale_grid_of(f->config.scaling, f->params.item[i].rows, f->params.item[i].columns);
 }
 
 float model_folder_scale(const struct model_folder *f, long i, long element)
 {
-    struct scale_grid g = grid_of(f, i);
+    struct scale_grid g = scales_of(f, i);
     return f->scale[i] ? scale_value(f->scale[i], scale_at(&g, element)) : 1;
 }
 
 static void read_fp8(float *to, const struct model_folder *f, long i, uint8_t *code, long from, long n)
 {
-    struct scale_grid g = grid_of(f, i);
+    struct scale_grid g = scales_of(f, i);
     for (long at = 0, run; at < n; at += run) {
         float scale = scale_value(f->scale[i], scale_at(&g, from + at));
         run = scale_run(&g, from + at);

@@ -7,14 +7,18 @@
 #include "kernels/kernels.h"
 #include "model/config.h"
 
-// How many of what is split (partition lists) this rank has; a rank alone has everything.
+// This rank's share of what is split (partition lists); a rank alone has everything. Counts, and where they begin.
 struct local {
     long H, G; // heads, and the kv heads they read (ranks may share one): tensor group
     long V;    // vocabulary rows: tensor group
     long E;    // experts: expert group
     long F;    // ffn columns: tensor group; of an expert: expert tensor group
+    long first_head, first_kv, first_row, first_expert, first_column;
 };
 struct local local_of(const struct config *c, const struct grid *g);
+
+// How many items of the model each axis of a layout splits.
+void config_items(long items[AXES], const struct config *c);
 
 struct context {
     const struct kernels *k;

@@ -32,7 +32,7 @@ static long elements_of(const struct param *p)
     return p->rows * p->columns;
 }
 
-static struct scale_grid grid_of(const struct quantising *q, long i)
+static struct scale_grid scales_of(const struct quantising *q, long i)
 {
     return scale_grid_of(q->c.scaling, q->from->params.item[i].rows, q->from->params.item[i].columns);
 }
@@ -79,7 +79,7 @@ static bool shares(const struct config *c, const struct param *a, const struct p
 static enum status measure(struct quantising *q, long i)
 {
     const struct param *p = &q->from->params.item[i];
-    struct scale_grid g = grid_of(q, i);
+    struct scale_grid g = scales_of(q, i);
     float *most = q->scale + q->first_scale[i];
     for (long row = 0, rows; row < p->rows; row += rows) {
         rows = read_rows(q, i, row);
@@ -132,7 +132,7 @@ static void plan_tensor(struct tensor_plan *t, const struct param *p, enum dtype
 
 static void plan_scale(struct tensor_plan *t, const struct quantising *q, long i)
 {
-    struct scale_grid g = grid_of(q, i);
+    struct scale_grid g = scales_of(q, i);
     snprintf(t->name, sizeof t->name, "%s_scale%s", q->from->params.item[i].name,
              q->c.scaling == SCALING_BLOCK ? "_inv" : "");
     t->dtype = F32;
@@ -175,7 +175,7 @@ static enum status write_values(struct quantising *q, long i, enum dtype dtype)
 static enum status write_fp8(struct quantising *q, long i)
 {
     const struct param *p = &q->from->params.item[i];
-    struct scale_grid g = grid_of(q, i);
+    struct scale_grid g = scales_of(q, i);
     struct tensor_error *error = &q->error[q->errors++];
     struct tensor values = {.data = q->values, .dtype = F32}, difference = {.data = q->difference, .dtype = F32};
     struct tensor codes = {.data = q->converted, .scale = q->row_scale, .dtype = F8_E4M3,
@@ -245,7 +245,7 @@ static enum status lay_out(struct quantising *q)
     q->room = CHUNK;
     for (long i = 0; i < list->n; i++) {
         const struct param *p = &list->item[i];
-        struct scale_grid g = grid_of(q, i);
+        struct scale_grid g = scales_of(q, i);
         q->first_scale[i + 1] = q->first_scale[i] + (p->kind->quantise ? g.rows * g.columns : 0);
         if (p->columns > q->room) q->room = p->columns;
     }

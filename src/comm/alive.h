@@ -1,0 +1,34 @@
+// Who lives, and who keeps the others waiting. Each rank of a job keeps RUN/alive/<rank>: host, process, step, phase, a
+// counter that moves with its work, and the rank it waits for. A wait that outlives the patience follows those waits to
+// the rank at their end; if that rank's counter still moves the wait goes on, else it is named and the job ends.
+#ifndef SKYMOE_COMM_ALIVE_H
+#define SKYMOE_COMM_ALIVE_H
+
+#include <stdbool.h>
+
+#include "base/status.h"
+
+enum phase {
+    PHASE_START, PHASE_LOAD, PHASE_FORWARD, PHASE_EXCHANGE, PHASE_BACKWARD, PHASE_REDUCE, PHASE_OPTIMIZER, PHASE_SAVE,
+    PHASE_EVALUATE, PHASES
+};
+const char *phase_name(enum phase p);
+
+// After transport_open; a world of one keeps no file. All ranks call it: rank 0 makes the folder.
+MUST_USE enum status alive_open(const char *run);
+void alive_close(void); // removes this rank's file
+
+// Work moves on. Cheap: the file is written when the phase or the step changes and at most once a second otherwise.
+// Test builds do here what SKYMOE_FAULT=phase:step:rank:kill|stop|sleep asks for.
+void alive_phase(enum phase p);
+void alive_step(long step);
+void alive_beat(void);
+
+// Returns when a rank that `rank` depends on has moved since it was last judged; ends the job otherwise.
+void alive_judge(long rank, double patience);
+// This process waits for `rank` (-1: no longer): written at most once a second, and no progress.
+void alive_waits(long rank);
+// True for the first process of the job that asks: it may say why the job ends.
+bool alive_first_word(void);
+
+#endif
