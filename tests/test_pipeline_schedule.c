@@ -26,6 +26,7 @@ struct piece {
 struct world {
     struct pipeline p;
     double time[4];  // of each kind of work
+    double latency;  // of a message
     struct pipeline_schedule s[STAGES];
     long at[STAGES]; // next action
     double now[STAGES];
@@ -84,7 +85,7 @@ static void send(struct world *w, long stage, const struct action *a)
     struct piece *x = piece_of(w, stage, a);
     assert_true(gradient ? x->b : x->f);
     assert_true(q->n < QUEUE);
-    q->when[q->n] = w->now[stage];
+    q->when[q->n] = w->now[stage] + w->latency;
     q->sent[q->n++] = *a;
 }
 
@@ -126,11 +127,12 @@ static bool advance(struct world *w, long stage)
 }
 
 // Runs all lists and checks them; returns the time of the step.
-static double execute(struct pipeline p, double f, double b, double weight)
+static double execute(struct pipeline p, double f, double b, double weight, double latency)
 {
     static struct world w;
     memset(&w, 0, sizeof w);
     w.p = p;
+    w.latency = latency;
     w.time[ACTION_FORWARD] = f;
     w.time[ACTION_BACKWARD] = b + weight;
     w.time[ACTION_BACKWARD_INPUT] = b;
@@ -170,7 +172,7 @@ static void test_executes(void **state)
     for (int i = 0; i < SHAPES; i++)
         for (long stages = 1; stages <= STAGES; stages++)
             for (long m = 0; m <= 3 * STAGES; m++)
-                execute((struct pipeline){shapes[i].kind, stages, shapes[i].chunks, m}, 1, 1, 1);
+                execute((struct pipeline){shapes[i].kind, stages, shapes[i].chunks, m}, 1, 1, 1, 0);
 }
 
 static void near(double a, double b)
@@ -184,9 +186,21 @@ static void test_times(void **state)
     (void)state;
     for (long p = 1; p <= 6; p++) {
         double q = (double)(p - 1), m = 24;
-        near(execute((struct pipeline){PIPELINE_1F1B, p, 1, 24}, 1, 1, 1), 3 * (m + q));
-        near(execute((struct pipeline){PIPELINE_ZERO_BUBBLE, p, 1, 24}, 1, 1, 1), 3 * m + q);
-        if (24 % p == 0) near(execute((struct pipeline){PIPELINE_INTERLEAVED, p, 3, 24}, 1, 1, 1), 3 * (3 * m + q));
+        near(execute((struct pipeline){PIPELINE_1F1B, p, 1, 24}, 1, 1, 1, 0), 3 * (m + q));
+        near(execute((struct pipeline){PIPELINE_ZERO_BUBBLE, p, 1, 24}, 1, 1, 1, 0), 3 * m + q);
+        if (24 % p == 0) near(execute((struct pipeline){PIPELINE_INTERLEAVED, p, 3, 24}, 1, 1, 1, 0), 3 * (3 * m + q));
+    }
+}
+
+// Interleaved stages compute while messages travel: latency costs the same however many micro-batches there are.
+static void test_latency(void **state)
+{
+    (void)state;
+    for (long p = 2; p <= 4; p++) {
+        struct pipeline few = {PIPELINE_INTERLEAVED, p, 2, 12}, many = {PIPELINE_INTERLEAVED, p, 2, 36};
+        double cost = execute(few, 1, 1, 1, 0.25) - execute(few, 1, 1, 1, 0);
+        assert_true(cost > 0);
+        near(execute(many, 1, 1, 1, 0.25) - execute(many, 1, 1, 1, 0), cost);
     }
 }
 
@@ -250,8 +264,10 @@ static void test_text(void **state)
     (void)state;
     expect_text((struct pipeline){PIPELINE_1F1B, 2, 1, 2}, 0, "F0 >F0 F1 >F1 <B0 B0 <B1 B1");
     expect_text((struct pipeline){PIPELINE_1F1B, 2, 1, 2}, 1, "<F0 F0 B0 >B0 <F1 F1 B1 >B1");
-    expect_text((struct pipeline){PIPELINE_ZERO_BUBBLE, 2, 1, 3}, 1, "<F0 F0 I0 >B0 <F1 F1 I1 >B1 W0 <F2 F2 I2 >B2 W1 W2");
-    expect_text((struct pipeline){PIPELINE_INTERLEAVED, 2, 2, 1}, 1, "<F0.0 F0.0 >F0.0 <F0.1 F0.1 B0.1 >B0.1 <B0.0 B0.0 >B0.0");
+    expect_text((struct pipeline){PIPELINE_ZERO_BUBBLE, 2, 1, 3}, 1,
+                "<F0 F0 I0 >B0 <F1 F1 I1 >B1 W0 <F2 F2 I2 >B2 W1 W2");
+    expect_text((struct pipeline){PIPELINE_INTERLEAVED, 2, 2, 1}, 1,
+                "<F0.0 F0.0 >F0.0 <F0.1 F0.1 B0.1 >B0.1 <B0.0 B0.0 >B0.0");
     expect_text((struct pipeline){PIPELINE_INTERLEAVED, 1, 2, 1}, 0, "F0.0 F0.1 B0.1 B0.0");
     expect_text((struct pipeline){PIPELINE_1F1B, 3, 1, 0}, 1, "");
 }
@@ -276,8 +292,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_executes), cmocka_unit_test(test_times), cmocka_unit_test(test_slots),
-        cmocka_unit_test(test_head_at_once), cmocka_unit_test(test_text), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_executes), cmocka_unit_test(test_times),        cmocka_unit_test(test_latency),
+        cmocka_unit_test(test_slots),    cmocka_unit_test(test_head_at_once), cmocka_unit_test(test_text),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -113,7 +113,8 @@ static struct turn turn_of(const struct pipeline *p, long k)
     return (struct turn){.chunk = (int)(in_group / p->stages), .micro = k / group * p->stages + in_group % p->stages};
 }
 
-// The order for full groups of micro-batches. Actions of those that do not exist are left out: micro-batches do not
+// A stage is two forwards ahead of the next, not one as in 1f1b: then messages travel while it computes. The order is
+// that of full groups of micro-batches. Actions of those that do not exist are left out: micro-batches do not
 // depend on one another, so what is left still runs.
 static void list_interleaved(struct pipeline_schedule *s)
 {

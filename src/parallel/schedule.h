@@ -2,7 +2,7 @@
 // or of ranks' memory; the trainer follows it, the planner simulates it, tests execute it symbolically.
 //
 //     1f1b         one chunk of layers a stage; after a warm-up, a forward and a backward in turn
-//     interleaved  several chunks a stage (virtual stages), so the warm-up is that much shorter [Narayanan et al., 2021]
+//     interleaved  several chunks a stage (virtual stages), so warming up takes that much less [Narayanan et al., 2021]
 //     zero-bubble  ZB-H1 [Qi et al., 2024]: backward is parted in two; the weights' half waits until the stage would
 //                  idle, and never keeps more micro-batches alive than the first stage of 1f1b does
 //
