@@ -4,13 +4,18 @@
 
 #include "kernel_check.h"
 
-static const struct attention_shape attention_shapes[] = { // B S H G C window scale
-    {0, 5, 2, 1, 8, 0, 0.35},    {2, 0, 2, 1, 8, 0, 0.35},    {1, 1, 1, 1, 2, 0, 0.7},     {2, 17, 4, 2, 8, 0, 0.35},
-    {1, 65, 3, 1, 16, 0, 0.25},  {2, 130, 2, 2, 64, 0, 0.125}, {1, 70, 4, 4, 80, 0, 0.11}, {3, 33, 6, 2, 6, 5, 0.4},
-    {1, 200, 2, 1, 128, 0, 0.09}, {1, 140, 2, 1, 32, 1, 0.18}, {1, 150, 3, 3, 10, 70, 0.3},
-    {1, 37, 2, 1, 192, 0, 0.07},  {1, 530, 1, 1, 16, 0, 0.25}, {1, 300, 2, 1, 24, 130, 0.2},
-    {1, 40, 2, 1, 7, 0, 0.4},     {1, 260, 3, 1, 40, 0, 0.16}, {2, 70, 5, 1, 12, 0, 0.29},  {1, 66, 7, 7, 16, 9, 0.25},
-    {1, 90, 12, 2, 32, 33, 0.18},
+static const struct attention_shape attention_shapes[] = { // B S H G C per_kv skip window scale
+    {0, 5, 2, 1, 8, 2, 0, 0, 0.35},     {2, 0, 2, 1, 8, 2, 0, 0, 0.35},     {1, 1, 1, 1, 2, 1, 0, 0, 0.7},
+    {2, 17, 4, 2, 8, 2, 0, 0, 0.35},    {1, 65, 3, 1, 16, 3, 0, 0, 0.25},   {2, 130, 2, 2, 64, 1, 0, 0, 0.125},
+    {1, 70, 4, 4, 80, 1, 0, 0, 0.11},   {3, 33, 6, 2, 6, 3, 0, 5, 0.4},     {1, 200, 2, 1, 128, 2, 0, 0, 0.09},
+    {1, 140, 2, 1, 32, 2, 0, 1, 0.18},  {1, 150, 3, 3, 10, 1, 0, 70, 0.3},  {1, 37, 2, 1, 192, 2, 0, 0, 0.07},
+    {1, 530, 1, 1, 16, 1, 0, 0, 0.25},  {1, 300, 2, 1, 24, 2, 0, 130, 0.2}, {1, 40, 2, 1, 7, 2, 0, 0, 0.4},
+    {1, 260, 3, 1, 40, 3, 0, 0, 0.16},  {2, 70, 5, 1, 12, 5, 0, 0, 0.29},   {1, 66, 7, 7, 16, 1, 0, 9, 0.25},
+    {1, 90, 12, 2, 32, 6, 0, 33, 0.18},
+    // parts of the heads: kv heads shared at both ends, at one, with an odd C, a large one; kv heads that nobody reads
+    {1, 70, 5, 3, 16, 2, 1, 0, 0.25},   {2, 33, 3, 2, 8, 4, 3, 0, 0.35},    {1, 140, 4, 2, 32, 3, 2, 0, 0.18},
+    {1, 66, 7, 3, 12, 3, 1, 9, 0.29},   {1, 40, 3, 2, 7, 2, 1, 0, 0.4},     {1, 37, 3, 2, 192, 2, 1, 0, 0.07},
+    {2, 35, 4, 4, 16, 2, 3, 0, 0.25},   {1, 50, 1, 3, 8, 4, 2, 0, 0.35},    {1, 9, 0, 1, 8, 2, 0, 0, 0.35},
 };
 enum { ATTENTION_SHAPES = sizeof attention_shapes / sizeof attention_shapes[0] };
 
@@ -78,7 +83,7 @@ static double *attention_magnitudes(const struct check *c, const void *qkv_, con
     double *d_o = in_double(c, d_o_, n), *o = in_double(c, o_, n);
     for (long at = 0; at < T * s->H; at++) { // at: which of o's [B, S, H]
         long h = at % s->H, t = at / s->H, i = t % s->S, first = (t - i) * row, q = t * row + h * C;
-        long k = first + (s->H + h / (s->H / s->G)) * C, v = k + s->G * C;
+        long k = first + (s->H + (s->skip + h) / s->per_kv) * C, v = k + s->G * C;
         double od = absolute_dot(d_o + at * C, o + at * C, C);
         for (long j = probabilities(p, qkv + q, qkv + k, row, i, start[t], s); j <= i; j++) {
             double ds = p[j] * (absolute_dot(d_o + at * C, qkv + v + j * row, C) + od) * s->scale;
@@ -98,8 +103,8 @@ static double *attention_magnitudes(const struct check *c, const void *qkv_, con
 
 static void describe_attention(struct check *c, const struct attention_shape *s, bool documents)
 {
-    seal(c, "B %ld S %ld H %ld G %ld C %ld window %ld%s", s->B, s->S, s->H, s->G, s->C, s->window,
-         documents ? " documents" : "");
+    seal(c, "B %ld S %ld H %ld G %ld C %ld, %ld per kv from %ld, window %ld%s", s->B, s->S, s->H, s->G, s->C,
+         s->per_kv, s->skip, s->window, documents ? " documents" : "");
 }
 
 static bool case_attention(struct check *c, long shape)

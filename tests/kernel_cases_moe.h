@@ -36,33 +36,33 @@ static bool case_gate(struct check *c, long shape)
     void *z = in_out(c, "z", type, F32, T * E, b);
     fill_logits(c, z, T, E);
     void *g = out(c, "g", type, T * E, b), *inv_std = out(c, "inv_std", type, T, b);
-    void *weight = out(c, "weight", type, T * K, b);
+    void *weight = out(c, "weight", type, T * K, b), *score = out(c, "score", type, T * K, b);
     int *expert = out(c, "expert", INT, T * K, (struct bound){0});
     seal(c, "T %ld E %ld K %ld lambda %g%s", T, E, K, lambda, bias ? " bias" : "");
-    c->k->gate(g, inv_std, expert, weight, z, bias, lambda, T, E, K);
+    c->k->gate(g, inv_std, expert, weight, score, z, bias, lambda, T, E, K);
     return true;
 }
 
 static bool case_gate_backward(struct check *c, long shape)
 {
-    if (shape >= 3 * GATES) return false;
+    if (shape >= 4 * GATES) return false;
     const long *s = gate_shapes[shape % GATE_SHAPES];
-    long T = s[0], E = s[1], K = s[2], how = shape / GATES; // dg: none, one group, groups of 7 tokens
-    long group = how == 2 ? 7 : T ? T : 1, groups = (T + group - 1) / group;
+    long T = s[0], E = s[1], K = s[2], how = shape / GATES; // dg: none, one group, groups of 7 tokens, behind 12 others
+    long skip = how == 3 ? 12 : 0, group = how > 1 ? 7 : T ? T : 1, groups = (skip + T + group - 1) / group;
     double lambda = gate_lambdas[shape / GATE_SHAPES % 4];
     int type = (int)c->k->acc;
     void *z = in_acc(c, T * E), *g = in_values(c, type, T * E), *inv_std = in_values(c, type, T);
     int *expert = in_values(c, INT, T * K);
-    void *weight = in_values(c, type, T * K), *dweight = in_acc(c, T * K);
+    void *weight = in_values(c, type, T * K), *score = in_values(c, type, T * K), *dweight = in_acc(c, T * K);
     void *dg = how ? in_acc(c, groups * E) : NULL;
     fill_logits(c, z, T, E);
-    c->ref->gate(g, inv_std, expert, weight, z, NULL, lambda, T, E, K);
+    c->ref->gate(g, inv_std, expert, weight, score, z, NULL, lambda, T, E, K);
     double *m = magnitudes(T * E);
     for (long i = 0; i < T * E; i++) m[i] = 4 * (lambda ? acc_at(c, inv_std, i / E) : 1);
     void *dz = out(c, "dz", type, T * E, (struct bound){.relative = 64 * c->eps_acc, .absolute = 16 * c->eps_acc,
                                                         .magnitude = m});
-    seal(c, "T %ld E %ld K %ld lambda %g, %ld groups", T, E, K, lambda, how ? groups : 0);
-    c->k->gate_backward(dz, dweight, dg, g, inv_std, z, expert, weight, lambda, group, T, E, K);
+    seal(c, "T %ld E %ld K %ld lambda %g, %ld groups, behind %ld", T, E, K, lambda, how ? groups : 0, skip);
+    c->k->gate_backward(dz, dweight, dg, g, inv_std, z, expert, weight, lambda, skip, group, T, E, K);
     return true;
 }
 
@@ -87,11 +87,11 @@ static bool case_z_loss_backward(struct check *c, long shape)
     double lambda = gate_lambdas[shape / GATE_SHAPES];
     int type = (int)c->k->acc;
     void *z = in_acc(c, T * E), *g = in_values(c, type, T * E), *inv_std = in_values(c, type, T);
-    void *lse = in_values(c, type, T), *weight = in_values(c, type, T * K);
+    void *lse = in_values(c, type, T), *weight = in_values(c, type, T * K), *score = in_values(c, type, T * K);
     int *expert = in_values(c, INT, T * K);
     fill_logits(c, z, T, E);
     c->ref->z_loss(lse, z, T, E);
-    c->ref->gate(g, inv_std, expert, weight, z, NULL, lambda, T, E, K);
+    c->ref->gate(g, inv_std, expert, weight, score, z, NULL, lambda, T, E, K);
     void *dz = in_out(c, "dz", type, F32, T * E, (struct bound){.relative = 64 * c->eps_acc,
                                                                 .absolute = 64 * c->eps_acc});
     seal(c, "T %ld E %ld lambda %g", T, E, lambda);
@@ -113,13 +113,14 @@ static void *in_probabilities(struct check *c, long T, long E)
 
 static bool case_gate_sums(struct check *c, long shape)
 {
-    if (shape >= 2 * GATE_SHAPES) return false;
-    long T = gate_shapes[shape / 2][0], E = gate_shapes[shape / 2][1], group = shape % 2 || !T ? 7 : T;
+    if (shape >= 4 * GATE_SHAPES) return false;
+    long T = gate_shapes[shape / 4][0], E = gate_shapes[shape / 4][1], group = shape % 2 || !T ? 7 : T;
+    long skip = shape / 2 % 2 * 17;
     void *g = in_probabilities(c, T, E);
-    void *sum = out(c, "sum", (int)c->k->acc, (T + group - 1) / group * E,
+    void *sum = out(c, "sum", (int)c->k->acc, (skip + T + group - 1) / group * E,
                     (struct bound){.relative = (2 + 0.5 * sqrt((double)group)) * c->eps_acc});
-    seal(c, "T %ld E %ld group %ld", T, E, group);
-    c->k->gate_sums(sum, g, group, T, E);
+    seal(c, "T %ld E %ld group %ld, behind %ld", T, E, group, skip);
+    c->k->gate_sums(sum, g, skip, group, T, E);
     return true;
 }
 
@@ -157,45 +158,57 @@ static int *in_experts(struct check *c, long T, long E, long K, long pattern)
     return expert;
 }
 
+// A rank's tokens: all, the first, some in the middle, none.
+enum { OWNERS = 4 };
+static void own_tokens(long *from, long *own, long T, long how)
+{
+    *from = how == 2 ? T / 3 : how == 3 ? T / 2 : 0;
+    *own = how == 0 ? T : how == 1 ? (T + 2) / 3 : how == 2 ? T / 2 : 0;
+}
+
 static bool case_route(struct check *c, long shape)
 {
-    if (shape >= ROUTE_SHAPES * 8) return false;
+    if (shape >= ROUTE_SHAPES * 8 * OWNERS) return false;
     const long *s = route_shapes[shape % ROUTE_SHAPES];
-    long T = s[0], E = s[1], K = s[2], how = shape / ROUTE_SHAPES;
+    long T = s[0], E = s[1], K = s[2], how = shape / ROUTE_SHAPES % 8, from, own;
+    own_tokens(&from, &own, T, shape / ROUTE_SHAPES / 8);
     long capacities[] = {0, 1, (11 * K * T + 10 * E - 1) / (10 * E), LONG_MAX}, capacity = capacities[how / 2];
     enum drop_policy policy = how % 2 ? DROP_POSITION : DROP_PROBS;
     struct bound same = {0};
     int *expert = in_experts(c, T, E, K, s[3]);
-    void *g = in_values(c, (int)c->k->acc, T * E); // few values, so many ties
-    for (long i = 0; i < T * E; i++) put(g, (int)c->k->acc, i, (double)draw_below(c, 6) / 8);
-    for (long i = 0; i < T * E; i += 13) put(g, (int)c->k->acc, i, i % 2 ? NAN : 0.5 + 0x1p-20 * (double)(i % 7));
-    int *source = out(c, "source", INT, T * K, same), *row = out(c, "row", INT, T * K, same);
+    void *score = in_values(c, (int)c->k->acc, T * K); // few values, so many ties
+    for (long i = 0; i < T * K; i++) put(score, (int)c->k->acc, i, (double)draw_below(c, 6) / 8);
+    for (long i = 0; i < T * K; i += 13) put(score, (int)c->k->acc, i, i % 2 ? NAN : 0.5 + 0x1p-20 * (double)(i % 7));
+    int *source = out(c, "source", INT, own * K, same), *row = out(c, "row", INT, own * K, same);
     long *first = out(c, "first", LONG, E + 1, same), *count = out(c, "count", LONG, E, same);
     long *R = out(c, "R", LONG, 1, same);
-    seal(c, "T %ld E %ld K %ld capacity %ld %s", T, E, K, capacity, policy == DROP_PROBS ? "probs" : "position");
-    *R = c->k->route(source, row, first, count, expert, g, capacity, policy, T, E, K);
+    seal(c, "T %ld E %ld K %ld capacity %ld %s, own %ld from %ld", T, E, K, capacity,
+         policy == DROP_PROBS ? "probs" : "position", own, from);
+    *R = c->k->route(source, row, first, count, expert, score, capacity, policy, from, own, T, E, K);
     return true;
 }
 
 static bool case_route_given(struct check *c, long shape)
 {
-    if (shape >= ROUTE_SHAPES * 2) return false;
+    if (shape >= ROUTE_SHAPES * 2 * OWNERS) return false;
     const long *s = route_shapes[shape % ROUTE_SHAPES];
-    long T = s[0], E = s[1], K = s[2];
+    long T = s[0], E = s[1], K = s[2], from, own;
+    bool drops = shape / ROUTE_SHAPES % 2 == 0;
+    own_tokens(&from, &own, T, shape / ROUTE_SHAPES / 2);
     struct bound same = {0}, b = {.relative = 4 * c->eps_acc};
-    int *given = in_experts(c, T, E, K, s[3]), *expert = in_values(c, INT, T * K);
+    int *given = in_experts(c, T, E, K, s[3]), *expert = in_values(c, INT, own * K), *mine = given + from * K;
     c->buffer[c->buffers - 1].name = "expert"; // chosen before, then an output
     c->buffer[c->buffers - 1].bound = same;
-    for (long i = 0; i < T * K; i++) expert[i] = i / K % 3 ? given[i] : (given[i] + 1) % (int)E; // a third is changed
-    for (long i = 0; i < T * K && shape < ROUTE_SHAPES; i++)
+    for (long i = 0; i < own * K; i++) expert[i] = i / K % 3 ? mine[i] : (mine[i] + 1) % (int)E; // a third is changed
+    for (long i = 0; i < T * K && drops; i++)
         if (draw_below(c, 4) == 0) given[i] = -1 - given[i];
-    void *g = in_probabilities(c, T, E);
-    void *weight = in_out(c, "weight", (int)c->k->acc, F32, T * K, b);
-    int *source = out(c, "source", INT, T * K, same), *row = out(c, "row", INT, T * K, same);
+    void *g = in_probabilities(c, own, E);
+    void *weight = in_out(c, "weight", (int)c->k->acc, F32, own * K, b);
+    int *source = out(c, "source", INT, own * K, same), *row = out(c, "row", INT, own * K, same);
     long *first = out(c, "first", LONG, E + 1, same), *count = out(c, "count", LONG, E, same);
     long *R = out(c, "R", LONG, 1, same);
-    seal(c, "T %ld E %ld K %ld%s", T, E, K, shape < ROUTE_SHAPES ? " with drops" : "");
-    *R = c->k->route_given(source, row, first, count, expert, weight, given, g, T, E, K);
+    seal(c, "T %ld E %ld K %ld%s, own %ld from %ld", T, E, K, drops ? " with drops" : "", own, from);
+    *R = c->k->route_given(source, row, first, count, expert, weight, given, g, from, own, T, E, K);
     return true;
 }
 
@@ -226,6 +239,35 @@ static long in_rows(struct check *c, int **row, int **source, long T, long K, lo
     }
     for (long r = 0; r < R; r++) (*row)[(*source)[r]] = (int)r;
     return R;
+}
+
+static bool case_pick(struct check *c, long shape)
+{
+    if (shape >= EXPERT_SHAPES + 1) return false;
+    static const long many[] = {20011, 2};
+    const long *s = shape < EXPERT_SHAPES ? expert_shapes[shape] : many;
+    long T = s[0], K = s[1];
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, 8);
+    void *from = in_acc(c, T * K), *to = out(c, "to", (int)c->k->acc, R, (struct bound){0});
+    seal(c, "T %ld K %ld R %ld", T, K, R);
+    c->k->pick(to, from, source, R);
+    return true;
+}
+
+static bool case_place(struct check *c, long shape)
+{
+    if (shape >= EXPERT_SHAPES + 1) return false;
+    static const long many[] = {20011, 2};
+    const long *s = shape < EXPERT_SHAPES ? expert_shapes[shape] : many;
+    long T = s[0], K = s[1];
+    int *row, *source;
+    long R = in_rows(c, &row, &source, T, K, 8);
+    void *from = in_acc(c, R);
+    void *to = in_out(c, "to", (int)c->k->acc, F32, T * K, (struct bound){0}); // dropped ones keep what they had
+    seal(c, "T %ld K %ld R %ld", T, K, R);
+    c->k->place(to, from, source, R);
+    return true;
 }
 
 static bool case_permute(struct check *c, long shape)
@@ -265,37 +307,41 @@ static void *in_ab(struct check *c, long R, long F)
     return ab;
 }
 
+// Rows, columns and the weights of both directions, which a dense shape has not.
+static void expert_rows(struct check *c, long shape, long *R, long *F, void **weight)
+{
+    const long *s = expert_shapes[shape % EXPERT_SHAPES];
+    *R = s[0] * s[1] * s[3] / 10;
+    *F = s[2];
+    *weight = shape < EXPERT_SHAPES ? in_acc(c, *R) : NULL;
+}
+
 static bool case_swiglu(struct check *c, long shape)
 {
     if (shape >= 2 * EXPERT_SHAPES) return false;
-    const long *s = expert_shapes[shape % EXPERT_SHAPES];
-    long T = s[0], K = s[1], F = s[2];
-    bool dense = shape >= EXPERT_SHAPES;
-    int *row, *source;
-    long R = in_rows(c, &row, &source, T, K, s[3]);
-    void *ab = in_ab(c, R, F), *weight = dense ? NULL : in_acc(c, T * K);
+    long R, F;
+    void *weight;
+    expert_rows(c, shape, &R, &F, &weight);
+    void *ab = in_ab(c, R, F);
     void *h = out(c, "h", (int)c->k->el, R * F,
                   (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 1e-30});
-    seal(c, "R %ld F %ld%s", R, F, dense ? " dense" : "");
-    c->k->swiglu(h, ab, weight, dense ? NULL : source, R, F);
+    seal(c, "R %ld F %ld%s", R, F, weight ? "" : " dense");
+    c->k->swiglu(h, ab, weight, R, F);
     return true;
 }
 
 static bool case_swiglu_backward(struct check *c, long shape)
 {
     if (shape >= 2 * EXPERT_SHAPES) return false;
-    const long *s = expert_shapes[shape % EXPERT_SHAPES];
-    long T = s[0], K = s[1], F = s[2];
-    bool dense = shape >= EXPERT_SHAPES;
-    int *row, *source;
-    long R = in_rows(c, &row, &source, T, K, s[3]);
-    void *dh = in_el(c, R * F), *ab = in_ab(c, R, F), *weight = dense ? NULL : in_acc(c, T * K);
-    void *dweight = NULL; // dropped ones keep what they had
-    if (!dense) dweight = in_out(c, "dweight", (int)c->k->acc, F32, T * K, (struct bound){.of_max = 16 * c->eps_acc});
+    long R, F;
+    void *weight;
+    expert_rows(c, shape, &R, &F, &weight);
+    void *dh = in_el(c, R * F), *ab = in_ab(c, R, F), *dweight = NULL;
+    if (weight) dweight = out(c, "dweight", (int)c->k->acc, R, (struct bound){.of_max = 16 * c->eps_acc});
     void *dab = out(c, "dab", (int)c->k->el, R * 2 * F,
                     (struct bound){.relative = c->eps_el + 16 * c->eps_acc, .absolute = 64 * c->eps_acc});
-    seal(c, "R %ld F %ld%s", R, F, dense ? " dense" : "");
-    c->k->swiglu_backward(dab, dweight, dh, ab, weight, dense ? NULL : source, R, F);
+    seal(c, "R %ld F %ld%s", R, F, weight ? "" : " dense");
+    c->k->swiglu_backward(dab, dweight, dh, ab, weight, R, F);
     return true;
 }
 
@@ -322,19 +368,67 @@ static bool case_expert_similarity(struct check *c, long shape)
 static const long head_shapes[][2] = {{0, 5}, {1, 1}, {3, 17}, {17, 63}, {5, 65}, {33, 130}, {4, 5003}};
 enum { HEAD_SHAPES = sizeof head_shapes / sizeof head_shapes[0] };
 
+static bool case_logits_parts(struct check *c, long shape)
+{
+    if (shape >= 2 * HEAD_SHAPES + 1) return false;
+    bool none = shape == 2 * HEAD_SHAPES;
+    long T = none ? 5 : head_shapes[shape / 2][0], V = none ? 0 : head_shapes[shape / 2][1];
+    void *logits = in_random(c, (int)c->k->acc, F32, T * V, shape % 2 ? 40 : 2);
+    int *target = in_ints(c, T, V + V / 2 + 1);
+    for (long t = 0; t < T; t += 4) target[t] = -1;
+    for (long i = 0; i < T * V; i++) { // rows without mass, with a NaN, with both
+        long t = i / V, v = i % V;
+        if (t % 8 == 2 || t % 8 == 4) put(logits, (int)c->k->acc, i, (double)-INFINITY);
+        if ((t % 8 == 3 || t % 8 == 4) && v == V / 2) put(logits, (int)c->k->acc, i, (double)NAN);
+    }
+    void *part = out(c, "part", (int)c->k->acc, T * 3, (struct bound){.relative = 64 * c->eps_acc});
+    seal(c, "T %ld V %ld%s", T, V, shape % 2 ? " confident" : "");
+    c->k->logits_parts(part, logits, target, T, V);
+    return true;
+}
+
+// The parts of `ranks` ranks, of which number `rank` has these logits and others a few columns: rank 0 none of its own
+// if there are three. `target` becomes the rank's view of it.
+static void *in_parts(struct check *c, const void *logits, int *target, long ranks, long rank, long T, long V,
+                      double scale)
+{
+    long size = dtype_size(c->k->acc), end = 0;
+    char *parts = in_values(c, (int)c->k->acc, ranks * T * 3);
+    int *whole = in_values(c, INT, T), *seen = in_values(c, INT, T);
+    for (long t = 0; t < T; t++) whole[t] = target[t] < 0 ? -1 : (int)draw_below(c, V + (ranks - 1) * 7);
+    for (long i = 0; i < ranks; i++) {
+        long columns = i == rank ? V : ranks == 3 && i == 0 ? 0 : 7;
+        void *other = i == rank ? NULL : in_random(c, (int)c->k->acc, F32, T * columns, scale);
+        for (long t = 0; t < T; t++) {
+            seen[t] = whole[t] < end ? (int)columns + 3 : whole[t] - (int)end; // from `columns` on: elsewhere
+            if (whole[t] < 0) seen[t] = -1;
+            if (i == rank) target[t] = seen[t];
+        }
+        c->ref->logits_parts(parts + i * T * 3 * size, other ? other : logits, seen, T, columns);
+        end += columns;
+    }
+    return parts;
+}
+
 static bool case_cross_entropy(struct check *c, long shape)
 {
-    if (shape >= 3 * HEAD_SHAPES) return false;
-    long T = head_shapes[shape % HEAD_SHAPES][0], V = head_shapes[shape % HEAD_SHAPES][1], how = shape / HEAD_SHAPES;
-    void *logits = in_random(c, (int)c->k->acc, F32, T * V, how == 2 ? 40 : 2); // 2: confident
-    int *target = in_ints(c, T, V);
+    if (shape >= 9 * HEAD_SHAPES + 2) return false;
+    bool none = shape >= 9 * HEAD_SHAPES; // this rank has no column
+    static const long places[][2] = {{1, 0}, {2, 0}, {3, 1}}; // ranks, this rank
+    const long *place = none ? places[1] : places[shape / HEAD_SHAPES / 3];
+    long T = none ? 9 : head_shapes[shape % HEAD_SHAPES][0], V = none ? 0 : head_shapes[shape % HEAD_SHAPES][1];
+    long how = none ? shape % 2 : shape / HEAD_SHAPES % 3;
+    double scale = how == 2 ? 40 : 2; // 2: confident
+    void *logits = in_random(c, (int)c->k->acc, F32, T * V, scale);
+    int *target = in_ints(c, T, V ? V : 1);
     for (long t = 0; t < T; t += 4) target[t] = -1;
+    void *parts = place[0] > 1 ? in_parts(c, logits, target, place[0], place[1], T, V, scale) : NULL;
     void *loss = out(c, "loss", (int)c->k->acc, T, (struct bound){.relative = 4 * c->eps_acc,
                                                                   .absolute = (how == 2 ? 1000 : 64) * c->eps_acc});
     struct bound b = {.relative = c->eps_el + 128 * c->eps_acc, .absolute = c->eps_acc};
     void *dlogits = how == 1 ? NULL : out(c, "dlogits", (int)c->k->el, T * V, b);
-    seal(c, "T %ld V %ld%s", T, V, how == 1 ? " loss only" : how == 2 ? " confident" : "");
-    c->k->cross_entropy(loss, dlogits, logits, target, 0.125, T, V);
+    seal(c, "T %ld V %ld, %ld ranks%s", T, V, place[0], how == 1 ? " loss only" : how == 2 ? " confident" : "");
+    c->k->cross_entropy(loss, dlogits, logits, parts, place[0], target, 0.125, T, V);
     return true;
 }
 

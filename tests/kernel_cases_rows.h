@@ -71,6 +71,31 @@ static bool case_cast(struct check *c, long shape)
     return true;
 }
 
+static bool case_add_parts(struct check *c, long shape)
+{
+    static const int types[] = {F32, BF16, F64};
+    static const long counts[] = {1, 2, 5};
+    if (shape >= LENGTHS * 18) return false;
+    long n = lengths[shape / 18], parts = counts[shape / 3 % 3];
+    int type = types[shape % 3];
+    bool in_place = shape / 9 % 2;
+    const void *part[5];
+    void *y = NULL;
+    for (long i = 0; i < parts; i++) { // in place: y is the last one
+        void *x = in_random(c, type, type == BF16 ? BF16 : F32, n, 1);
+        for (long j = i; j < n; j += 1013) put(x, type, j, j % 3 ? (double)INFINITY : (double)NAN);
+        if (in_place && i == parts - 1) {
+            y = x;
+            c->buffer[c->buffers - 1].name = "y";
+        }
+        part[i] = x;
+    }
+    if (!in_place) y = out(c, "y", type, n, exactly);
+    seal(c, "%ld parts of %ld %s%s", parts, n, dtype_name((enum dtype)type), in_place ? " in place" : "");
+    c->k->add_parts(y, part, parts, (enum dtype)type, n);
+    return true;
+}
+
 static bool case_fill(struct check *c, long shape)
 {
     if (shape >= LENGTHS * DTYPES) return false;
@@ -108,6 +133,7 @@ static bool case_embed(struct check *c, long shape)
     enum weight kind = (enum weight)(shape % WEIGHTS);
     struct tensor table = in_weight(c, kind, V, D);
     int *token = in_ints(c, T, V);
+    for (long t = 2; t < T; t += 5) token[t] = -1 - token[t];
     void *x = out(c, "x", (int)c->k->el, T * D, (struct bound){.relative = kind ? c->eps_el : 0});
     seal(c, "T %ld D %ld%s", T, D, weight_names[kind]);
     c->k->embed(x, table, token, T, D);
@@ -120,6 +146,7 @@ static bool case_embed_backward(struct check *c, long shape)
     long T = row_shapes[shape][0], D = row_shapes[shape][1], V = 7; // every token many times
     void *dx = in_el(c, T * D);
     int *token = in_ints(c, T, V);
+    for (long t = 2; t < T; t += 5) token[t] = -1 - token[t];
     void *dtable = in_out(c, "dtable", (int)c->k->acc, F32, V * D,
                           (struct bound){.absolute = (double)(T + 1) * 4 * c->eps_acc});
     seal(c, "T %ld D %ld", T, D);

@@ -48,6 +48,8 @@ TIMED(cast_f32_f8, 5 * ND, CAST(SCALED(t->y, F8_E4M3), TENSOR(t->a, F32)))
 TIMED(cast_bf16_f8, 3 * ND, CAST(SCALED(t->y, F8_E4M3), TENSOR(t->x, BF16)))
 TIMED(cast_f8_f32, 5 * ND, CAST(TENSOR(t->a, F32), SCALED(t->z, F8_E4M3)))
 TIMED(cast_f8_bf16, 3 * ND, CAST(TENSOR(t->y, BF16), SCALED(t->z, F8_E4M3)))
+TIMED(add_parts, 12 * ND, t->k->add_parts(t->a, (const void *[]){t->b, t->c}, 2, F32, TIME_N))
+TIMED(add_parts_bf16, 6 * ND, t->k->add_parts(t->y, (const void *[]){t->x, t->z}, 2, BF16, TIME_N))
 TIMED(amax, 4 * ND, t->scale[0] = (float)t->k->amax(TENSOR(t->a, F32), TIME_N))
 TIMED(amax_bf16, 2 * ND, t->scale[0] = (float)t->k->amax(TENSOR(t->x, BF16), TIME_N))
 TIMED(init_normal, ND / 2, t->k->init_normal(TENSOR(t->y, F32), 0, 0.02, TIME_N / 8, 1, 2, 0))
@@ -68,18 +70,18 @@ TIMED(kv_store, 4 * TD * t->size, {
     t->k->kv_store(kv, t->x, TIME_T, TIME_G, TIME_G, TIME_C);
 })
 TIMED(gate, 8.0 * TIME_T * TIME_E,
-      t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->b, NULL, 1, TIME_T, TIME_E, TIME_K))
+      t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->d, t->b, NULL, 1, TIME_T, TIME_E, TIME_K))
 TIMED(gate_64, 8.0 * TIME_T * 64,
-      t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->b, NULL, 1, TIME_T, 64, TIME_K))
+      t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->d, t->b, NULL, 1, TIME_T, 64, TIME_K))
 TIMED(gate_backward, 12.0 * TIME_T * TIME_E,
-      t->k->gate_backward(t->a, t->c, t->d, t->b, t->c, t->b, t->expert, t->c, 1, TIME_T, TIME_T, TIME_E, TIME_K))
+      t->k->gate_backward(t->a, t->c, t->d, t->b, t->c, t->b, t->expert, t->c, 1, 0, TIME_T, TIME_T, TIME_E, TIME_K))
 TIMED(gate_backward_64, 12.0 * TIME_T * 64,
-      t->k->gate_backward(t->a, t->c, t->d, t->b, t->c, t->b, t->expert, t->c, 1, TIME_T, TIME_T, 64, TIME_K))
+      t->k->gate_backward(t->a, t->c, t->d, t->b, t->c, t->b, t->expert, t->c, 1, 0, TIME_T, TIME_T, 64, TIME_K))
 TIMED(z_loss, 4.0 * TIME_T * TIME_E, t->k->z_loss(t->a, t->b, TIME_T, TIME_E))
 TIMED(z_loss_backward, 12.0 * TIME_T * TIME_E,
       t->k->z_loss_backward(t->a, t->c, t->b, t->d, 1, 0, TIME_T, TIME_E))
-TIMED(gate_sums, 4.0 * TIME_T * TIME_E, t->k->gate_sums(t->a, t->b, TIME_T, TIME_T, TIME_E))
-TIMED(gate_sums_64, 4.0 * TIME_T * 64, t->k->gate_sums(t->a, t->b, TIME_T, TIME_T, 64))
+TIMED(gate_sums, 4.0 * TIME_T * TIME_E, t->k->gate_sums(t->a, t->b, 0, TIME_T, TIME_T, TIME_E))
+TIMED(gate_sums_64, 4.0 * TIME_T * 64, t->k->gate_sums(t->a, t->b, 0, TIME_T, TIME_T, 64))
 TIMED(gate_statistics, 4.0 * TIME_T * TIME_E, {
     struct gate_statistics s;
     t->k->gate_statistics(&s, t->b, TIME_T, TIME_E);
@@ -89,23 +91,29 @@ TIMED(gate_statistics_64, 4.0 * TIME_T * 64, {
     t->k->gate_statistics(&s, t->b, TIME_T, 64);
 })
 TIMED(route, 12.0 * TIME_R, t->k->route(t->chosen, t->position + TIME_T, t->first, t->count, t->expert, t->b, TIME_R,
-                                        DROP_PROBS, TIME_T, TIME_E, TIME_K))
+                                        DROP_PROBS, 0, TIME_T, TIME_T, TIME_E, TIME_K))
 TIMED(route_drops, 12.0 * TIME_R, t->k->route(t->chosen, t->position + TIME_T, t->first, t->count, t->expert, t->b,
-                                              TIME_R / TIME_E * 9 / 10, DROP_PROBS, TIME_T, TIME_E, TIME_K))
+                                              TIME_R / TIME_E * 9 / 10, DROP_PROBS, 0, TIME_T, TIME_T, TIME_E,
+                                              TIME_K))
+TIMED(pick, 12.0 * TIME_R, t->k->pick(t->a, t->b, t->source, TIME_R))
+TIMED(place, 12.0 * TIME_R, t->k->place(t->a, t->b, t->source, TIME_R))
 TIMED(permute, 4 * TD * t->size, t->k->permute(t->y, t->x, t->source, TIME_R, TIME_K, TIME_D))
 TIMED(combine, 4 * TD * t->size, t->k->combine(t->y, t->z, NULL, t->x, t->row, TIME_T, TIME_K, TIME_D))
-TIMED(swiglu, 3 * RF * t->size, t->k->swiglu(t->y, t->x, t->c, t->source, TIME_R, TIME_F))
+TIMED(swiglu, 3 * RF * t->size, t->k->swiglu(t->y, t->x, t->c, TIME_R, TIME_F))
 TIMED(swiglu_backward, 5 * RF * t->size,
-      t->k->swiglu_backward(t->y, t->a, t->z, t->x, t->c, t->source, TIME_R, TIME_F))
+      t->k->swiglu_backward(t->y, t->a, t->z, t->x, t->c, TIME_R, TIME_F))
 TIMED(expert_similarity, 2 * ND * t->size, {
     struct tensor w = TENSOR(t->x, t->k->el);
     long n = TIME_N / TIME_E;
     t->k->expert_similarity(&w, &n, 1, TIME_E);
 })
 TIMED(cross_entropy, (double)TIME_ROWS * TIME_V * (4 + t->size),
-      t->k->cross_entropy(t->c, t->y, t->b, t->token, 0.01, TIME_ROWS, TIME_V))
+      t->k->cross_entropy(t->c, t->y, t->b, NULL, 1, t->token, 0.01, TIME_ROWS, TIME_V))
 TIMED(cross_entropy_loss, (double)TIME_ROWS * TIME_V * 4,
-      t->k->cross_entropy(t->c, NULL, t->b, t->token, 0.01, TIME_ROWS, TIME_V))
+      t->k->cross_entropy(t->c, NULL, t->b, NULL, 1, t->token, 0.01, TIME_ROWS, TIME_V))
+TIMED(cross_entropy_parts, (double)TIME_ROWS * TIME_V * (4 + t->size),
+      t->k->cross_entropy(t->c, t->y, t->b, t->d, 2, t->token, 0.01, TIME_ROWS, TIME_V))
+TIMED(logits_parts, (double)TIME_ROWS * TIME_V * 4, t->k->logits_parts(t->a, t->b, t->token, TIME_ROWS, TIME_V))
 TIMED(kl_divergence, (double)TIME_ROWS * TIME_V * 8, t->k->kl_divergence(t->a, t->b, t->d, TIME_ROWS, TIME_V))
 TIMED(adamw, (28 + t->size) * ND, // reads and writes m, v and masters, reads gradients, writes p
       t->k->adamw(TENSOR(t->y, t->k->el), t->a, t->b, t->c, t->d, TIME_N,
@@ -137,6 +145,8 @@ static const struct timed_row {
     {"cast", "bf16 -> f8 / scale", timed_cast_bf16_f8, false, true},
     {"cast", "f8 scale -> f32", timed_cast_f8_f32, false, true},
     {"cast", "f8 scale -> bf16", timed_cast_f8_bf16, false, true},
+    {"add_parts", "2 f32", timed_add_parts, false, true},
+    {"add_parts", "2 bf16", timed_add_parts_bf16, false, true},
     {"amax", "f32", timed_amax, true, true},
     {"amax", "bf16", timed_amax_bf16, true, true},
     {"init_normal", "f32", timed_init_normal, false, true},
@@ -162,6 +172,8 @@ static const struct timed_row {
     {"gate_statistics", "2048 x 64", timed_gate_statistics_64, true, true},
     {"route", "2048, 8 top-2", timed_route, false, true},
     {"route", "the same, drops", timed_route_drops, false, true},
+    {"pick", "4096", timed_pick, false, true},
+    {"place", "4096", timed_place, false, true},
     {"permute", "4096 x 1024", timed_permute, false, false},
     {"combine", "2048 x 1024, top-2", timed_combine, false, false},
     {"swiglu", "4096 x 1408", timed_swiglu, false, false},
@@ -169,6 +181,8 @@ static const struct timed_row {
     {"expert_similarity", "8 x 1 M", timed_expert_similarity, true, false},
     {"cross_entropy", "256 x 32000", timed_cross_entropy, false, false},
     {"cross_entropy", "loss only", timed_cross_entropy_loss, true, true},
+    {"cross_entropy", "from 2 ranks' parts", timed_cross_entropy_parts, false, false},
+    {"logits_parts", "256 x 32000", timed_logits_parts, true, true},
     {"kl_divergence", "256 x 32000", timed_kl_divergence, true, true},
     {"adamw", "8 M", timed_adamw, false, false},
     {"sum_squares", "8 M", timed_sum_squares, true, true},
@@ -201,8 +215,8 @@ static void timed_ints(struct timed *t)
         t->expert[i] = i % TIME_K ? (t->expert[i - 1] + 1 + (int)draw_below(&c, TIME_E - 1)) % TIME_E
                                   : (int)draw_below(&c, TIME_E);
     }
-    kernels_for(F32)->route(t->source, t->row, t->first, t->count, t->expert, t->b, TIME_R, DROP_PROBS, TIME_T, TIME_E,
-                            TIME_K);
+    kernels_for(F32)->route(t->source, t->row, t->first, t->count, t->expert, t->b, TIME_R, DROP_PROBS, 0, TIME_T,
+                            TIME_T, TIME_E, TIME_K);
 }
 
 static void timed_start(struct timed *t)

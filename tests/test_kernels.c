@@ -11,14 +11,15 @@ static const struct {
     kernel_case *run;
 } cases[] = {
 #define CASE(entry) {#entry, case_##entry}
-    CASE(copy), CASE(to_host), CASE(from_host), CASE(zero), CASE(cast), CASE(fill), CASE(init_normal),
+    CASE(copy), CASE(to_host), CASE(from_host), CASE(zero), CASE(cast), CASE(add_parts), CASE(fill),
+    CASE(init_normal),
     CASE(matmul_nt), CASE(matmul_nt_acc), CASE(matmul_nn), CASE(matmul_tn), CASE(grouped_nt), CASE(grouped_nn),
     CASE(grouped_tn), CASE(router_nt), CASE(router_nn), CASE(router_tn),
     CASE(embed), CASE(embed_backward), CASE(add), CASE(rmsnorm), CASE(rmsnorm_backward), CASE(rmsnorm_backward_weight),
     CASE(rope_angles), CASE(rope), CASE(attention), CASE(attention_backward), CASE(kv_store), CASE(attention_paged),
     CASE(gate), CASE(gate_backward), CASE(z_loss), CASE(z_loss_backward), CASE(gate_sums), CASE(gate_statistics),
-    CASE(route), CASE(route_given), CASE(permute), CASE(combine), CASE(swiglu), CASE(swiglu_backward),
-    CASE(expert_similarity), CASE(cross_entropy), CASE(kl_divergence),
+    CASE(route), CASE(route_given), CASE(pick), CASE(place), CASE(permute), CASE(combine), CASE(swiglu),
+    CASE(swiglu_backward), CASE(expert_similarity), CASE(logits_parts), CASE(cross_entropy), CASE(kl_divergence),
     CASE(adamw), CASE(sum_squares), CASE(sum), CASE(amax),
 };
 enum { CASES = sizeof cases / sizeof cases[0] };

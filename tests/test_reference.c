@@ -251,7 +251,7 @@ static void expect_attention(struct attend *a)
     for (long b = 0; b < s.B; b++)
         for (long i = 0; i < s.S; i++)
             for (long h = 0; h < s.H; h++) {
-                long at = (b * s.S + i) * s.H + h, g = h * s.G / s.H;
+                long at = (b * s.S + i) * s.H + h, g = (s.skip + h) / s.per_kv;
                 double sum = 0, want[64] = {0}, *q = a->qkv + (b * s.S + i) * row + h * s.C;
                 for (long j = 0; j < s.S; j++) {
                     if (!visible(a, b, i, j)) continue;
@@ -267,7 +267,8 @@ static void expect_attention(struct attend *a)
 }
 
 static const struct attention_shape attend_shapes[] = {
-    {1, 9, 2, 2, 4, 0, 0.5}, {2, 21, 4, 2, 6, 0, 0.4}, {1, 39, 3, 1, 4, 5, 0.5}, {1, 40, 1, 1, 8, 1, 0.3},
+    {1, 9, 2, 2, 4, 1, 0, 0, 0.5},  {2, 21, 4, 2, 6, 2, 0, 0, 0.4}, {1, 39, 3, 1, 4, 3, 0, 5, 0.5},
+    {1, 40, 1, 1, 8, 1, 0, 1, 0.3}, {1, 35, 5, 3, 4, 2, 1, 0, 0.5}, // a part of the heads
 };
 
 static void test_attention(void **state)
@@ -277,7 +278,7 @@ static void test_attention(void **state)
     for (int i = 0; i < 80; i++) documents[i] = i % 40 < 7 ? 0 : i % 40 < 17 ? 7 : 17;
     documents[21] = documents[22] = 0; // for S 21: the second sequence begins at row 21
     for (int i = 23; i < 42; i++) documents[i] = 2;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         for (int masked = 0; masked < 2; masked++) {
             struct attend a;
             attend_init(&a, attend_shapes[i], masked ? documents : NULL);
@@ -295,11 +296,13 @@ static void test_attention_backward(void **state)
         bool masked;
         const char *name;
     } of[] = {
-        {{1, 9, 2, 2, 4, 0, 0.5}, true, "attention, documents"},
-        {{2, 19, 4, 2, 2, 0, 0.7}, false, "attention, grouped"},
-        {{1, 35, 2, 1, 2, 4, 0.7}, false, "attention, window"},
+        {{1, 9, 2, 2, 4, 1, 0, 0, 0.5}, true, "attention, documents"},
+        {{2, 19, 4, 2, 2, 2, 0, 0, 0.7}, false, "attention, grouped"},
+        {{1, 19, 5, 3, 2, 2, 1, 0, 0.7}, false, "attention, a part of the heads"},
+        {{1, 7, 3, 4, 2, 2, 3, 0, 0.7}, false, "attention, idle kv heads"},
+        {{1, 35, 2, 1, 2, 2, 0, 4, 0.7}, false, "attention, window"},
     };
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 5; i++) {
         struct attend a;
         attend_init(&a, of[i].s, of[i].masked ? documents : NULL);
         long n = a.s.B * a.s.S * (a.s.H + 2 * a.s.G) * a.s.C;
@@ -318,7 +321,7 @@ static void test_attention_paged(void **state)
     (void)state;
     for (long window = 0; window <= 5; window += 5) {
         struct attend a;
-        attend_init(&a, (struct attention_shape){2, 37, 4, 2, 6, window, 0.4}, NULL);
+        attend_init(&a, (struct attention_shape){2, 37, 4, 2, 6, 2, 0, window, 0.4}, NULL);
         attend_loss(&a);
         static const int table[2 * 4] = {5, 1, 4, 99, 0, 3, 2, 99};
         long row = (4 + 2 * 2) * 6;
@@ -352,7 +355,7 @@ static const int targets[TOKENS] = {3, -1, 10, 0};
 static double head_loss(void *context)
 {
     struct head *h = context;
-    k64.cross_entropy(h->loss, NULL, h->logits, targets, 1, TOKENS, V);
+    k64.cross_entropy(h->loss, NULL, h->logits, NULL, 1, targets, 1, TOKENS, V);
     return 0.5 * (h->loss[0] + h->loss[1] + h->loss[2] + h->loss[3]);
 }
 
@@ -361,7 +364,7 @@ static void test_cross_entropy(void **state)
     (void)state;
     struct head h = {numbers(TOKENS * V, 1, 2), {0}};
     double dlogits[TOKENS * V];
-    k64.cross_entropy(h.loss, dlogits, h.logits, targets, 0.5, TOKENS, V);
+    k64.cross_entropy(h.loss, dlogits, h.logits, NULL, 1, targets, 0.5, TOKENS, V);
     for (long t = 0; t < TOKENS; t++) {
         double sum = 0;
         for (long v = 0; v < V; v++) sum += exp(h.logits[t * V + v]);
@@ -372,7 +375,7 @@ static void test_cross_entropy(void **state)
     head_loss(&h);
     for (long i = 0; i < TOKENS * V; i++) h.logits[i] += 5000; // would overflow without the maximum
     double shifted[TOKENS];
-    k64.cross_entropy(shifted, NULL, h.logits, targets, 1, TOKENS, V);
+    k64.cross_entropy(shifted, NULL, h.logits, NULL, 1, targets, 1, TOKENS, V);
     expect_near("cross_entropy, shifted", shifted, h.loss, TOKENS, 1e-11);
     free(h.logits);
 }

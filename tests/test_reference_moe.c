@@ -7,9 +7,11 @@
 static void gate(double *g, int *expert, double *weight, double *z, const double *bias, double lambda, long T, long E,
                  long K)
 {
-    double *inv_std = numbers(T, 9, 1);
-    k64.gate(g, inv_std, expert, weight, z, bias, lambda, T, E, K);
+    double *inv_std = numbers(T, 9, 1), *score = numbers(T * K, 8, 1);
+    k64.gate(g, inv_std, expert, weight, score, z, bias, lambda, T, E, K);
+    for (long i = 0; i < T * K; i++) assert_true(!memcmp(&score[i], &g[i / K * E + expert[i]], sizeof *g));
     free(inv_std);
+    free(score);
 }
 
 // ---- gating ----
@@ -17,14 +19,15 @@ static void gate(double *g, int *expert, double *weight, double *z, const double
 static void test_gate_golden(void **state)
 {
     (void)state;
-    double z[4] = {1, 2, 3, 6}, g[4], weight[2], inv_std;
+    double z[4] = {1, 2, 3, 6}, g[4], weight[2], score[2], inv_std;
     int expert[2];
-    k64.gate(g, &inv_std, expert, weight, z, NULL, 1, 1, 4, 2);
+    k64.gate(g, &inv_std, expert, weight, score, z, NULL, 1, 1, 4, 2);
     double error = expect_near("z~", z, (double[]){-.9258201, -.46291, 0, 1.3887301}, 4, 6e-8);
     error += expect_near("g", g, (double[]){.065647, .1042927, .1656888, .6643715}, 4, 6e-8);
     print_message("  published values to %.2g\n", error);
     assert_true(expert[0] == 3 && expert[1] == 2);
     expect_near("weight", weight, (double[]){.6643715 / .8300603, .1656888 / .8300603}, 2, 2e-7);
+    expect_near("score", score, (double[]){.6643715, .1656888}, 2, 6e-8);
     expect_near("inv_std", &inv_std, (double[]){1 / sqrt(14.0 / 3)}, 1, 1e-14);
 }
 
@@ -32,9 +35,9 @@ static void test_gate_edges(void **state)
 {
     (void)state;
     // No variance: z~ = 0, uniform g, the lowest experts; just above 1e-12 it is normalised.
-    double z[2][4] = {{7, 7, 7, 7 + 1e-6}, {7, 7, 7, 7 + 3e-6}}, g[8], weight[4], inv_std[2];
+    double z[2][4] = {{7, 7, 7, 7 + 1e-6}, {7, 7, 7, 7 + 3e-6}}, g[8], weight[4], score[4], inv_std[2];
     int expert[4];
-    k64.gate(g, inv_std, expert, weight, z, NULL, 1, 2, 4, 2);
+    k64.gate(g, inv_std, expert, weight, score, z, NULL, 1, 2, 4, 2);
     expect_near("flat", g, (double[]){.25, .25, .25, .25}, 4, 0);
     expect_near("flat z~", z[0], (double[]){0, 0, 0, 0}, 4, 0);
     assert_true(inv_std[0] == 0 && expert[0] == 0 && expert[1] == 1 && weight[0] == .5 && weight[1] == .5);
@@ -95,7 +98,8 @@ enum { TOKENS = 5, EXPERTS = 6, CHOSEN = 3, GROUP = 2, GROUPS = 3 };
 struct gating {
     double *logits, *dweight, *dg, lambda;
     bool balance;
-    double z[TOKENS * EXPERTS], g[TOKENS * EXPERTS], inv_std[TOKENS], weight[TOKENS * CHOSEN];
+    long skip;
+    double z[TOKENS * EXPERTS], g[TOKENS * EXPERTS], inv_std[TOKENS], weight[TOKENS * CHOSEN], score[TOKENS * CHOSEN];
     int expert[TOKENS * CHOSEN];
 };
 
@@ -104,10 +108,10 @@ static double gating_loss(void *context)
 {
     struct gating *a = context;
     memcpy(a->z, a->logits, sizeof a->z);
-    k64.gate(a->g, a->inv_std, a->expert, a->weight, a->z, NULL, a->lambda, TOKENS, EXPERTS, CHOSEN);
+    k64.gate(a->g, a->inv_std, a->expert, a->weight, a->score, a->z, NULL, a->lambda, TOKENS, EXPERTS, CHOSEN);
     double loss = dot(a->weight, a->dweight, TOKENS * CHOSEN);
     for (long i = 0; i < TOKENS * EXPERTS && a->balance; i++)
-        loss += a->g[i] * a->dg[i / EXPERTS / GROUP * EXPERTS + i % EXPERTS];
+        loss += a->g[i] * a->dg[(a->skip + i / EXPERTS) / GROUP * EXPERTS + i % EXPERTS];
     return loss;
 }
 
@@ -115,15 +119,17 @@ static void test_gate_backward(void **state)
 {
     (void)state;
     static const double lambdas[] = {1, 0, 0.5, 2};
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 12; i++) { // without a balance loss, with one, behind 3 other tokens
         struct gating a = {.logits = numbers(TOKENS * EXPERTS, 1, 2), .dweight = numbers(TOKENS * CHOSEN, 2, 1),
-                           .dg = numbers(GROUPS * EXPERTS, 3, 1), .lambda = lambdas[i / 2], .balance = i % 2};
+                           .dg = numbers((GROUPS + 2) * EXPERTS, 3, 1), .lambda = lambdas[i / 3], .balance = i % 3,
+                           .skip = i % 3 == 2 ? 3 : 0};
         double dz[TOKENS * EXPERTS];
         char name[64];
-        snprintf(name, sizeof name, "gate, lambda %g%s", a.lambda, a.balance ? ", balance" : "");
+        snprintf(name, sizeof name, "gate, lambda %g%s", a.lambda,
+                 a.skip ? ", part of the balance" : a.balance ? ", balance" : "");
         gating_loss(&a);
         k64.gate_backward(dz, a.dweight, a.balance ? a.dg : NULL, a.g, a.inv_std, a.z, a.expert, a.weight, a.lambda,
-                          GROUP, TOKENS, EXPERTS, CHOSEN);
+                          a.skip, GROUP, TOKENS, EXPERTS, CHOSEN);
         expect_gradient(name, a.logits, dz, TOKENS * EXPERTS, gating_loss, &a);
         free(a.logits);
         free(a.dweight);
@@ -133,7 +139,7 @@ static void test_gate_backward(void **state)
     double g[4] = {.25, .25, .25, .25}, z[4] = {0}, inv_std = 0, weight[2] = {.5, .5}, dw[2] = {1, -1};
     double dz[4] = {9, 9, 9, 9};
     int expert[2] = {0, 1};
-    k64.gate_backward(dz, dw, g, g, &inv_std, z, expert, weight, 1, 1, 1, 4, 2);
+    k64.gate_backward(dz, dw, g, g, &inv_std, z, expert, weight, 1, 0, 1, 1, 4, 2);
     expect_near("flat gradient", dz, (double[]){0, 0, 0, 0}, 4, 0);
 }
 
@@ -158,7 +164,7 @@ static void test_z_loss(void **state)
         double dz[TOKENS * EXPERTS] = {0}, saved[TOKENS], twice[TOKENS * EXPERTS];
         k64.z_loss(saved, a.logits, TOKENS, EXPERTS);
         memcpy(a.z, a.logits, sizeof a.z);
-        k64.gate(a.g, a.inv_std, a.expert, a.weight, a.z, NULL, a.lambda, TOKENS, EXPERTS, CHOSEN);
+        k64.gate(a.g, a.inv_std, a.expert, a.weight, a.score, a.z, NULL, a.lambda, TOKENS, EXPERTS, CHOSEN);
         k64.z_loss_backward(dz, saved, a.z, a.inv_std, a.lambda, 0.7, TOKENS, EXPERTS);
         expect_gradient("z_loss", a.logits, dz, TOKENS * EXPERTS, z_loss_of, &a);
         memcpy(twice, dz, sizeof twice);
@@ -179,7 +185,7 @@ static void test_route_given(void **state)
     double g[3 * 3] = {.5, .3, .2, .2, .2, .6, .1, .3, .6}, weight[6] = {9, 8, 7, 6, 5, 4};
     int expert[6] = {0, 1, 2, 0, 2, 1}, given[6] = {0, -2, 2, 0, -1, 1}, source[6], row[6];
     long first[4], count[3];
-    long R = k64.route_given(source, row, first, count, expert, weight, given, g, 3, 3, 2);
+    long R = k64.route_given(source, row, first, count, expert, weight, given, g, 0, 3, 3, 3, 2);
     assert_int_equal(R, 4);
     assert_memory_equal(expert, ((int[]){0, 1, 2, 0, 0, 1}), sizeof expert);
     assert_memory_equal(row, ((int[]){0, -1, 3, 1, -1, 2}), sizeof row);
@@ -193,10 +199,12 @@ static void test_gate_sums(void **state)
 {
     (void)state;
     double g[5 * 3] = {.5, .3, .2, .2, .2, .6, 1, 0, 0, .1, .8, .1, .4, .4, .2}, sum[9];
-    k64.gate_sums(sum, g, 2, 5, 3);
+    k64.gate_sums(sum, g, 0, 2, 5, 3);
     expect_near("gate_sums", sum, (double[]){.7, .5, .8, 1.1, .8, .1, .4, .4, .2}, 9, 1e-15);
-    k64.gate_sums(sum, g, 5, 5, 3);
+    k64.gate_sums(sum, g, 0, 5, 5, 3);
     expect_near("gate_sums", sum, (double[]){2.2, 1.7, 1.1}, 3, 1e-15);
+    k64.gate_sums(sum, g, 5, 3, 4, 3); // a group of others, then tokens 5 | 6 7 8
+    expect_near("gate_sums", sum, (double[]){0, 0, 0, .5, .3, .2, 1.3, 1, .7}, 9, 1e-15);
     struct gate_statistics s;
     k64.gate_statistics(&s, g, 2, 3);
     double entropy = 0;
@@ -235,27 +243,27 @@ static void test_route(void **state)
     (void)state;
     // 4 tokens, 3 experts, 2 choices: expert 0 gets tokens 0 1 2 3, expert 1 gets 0 2, expert 2 gets 1 3.
     static const int expert[8] = {0, 1, 2, 0, 0, 1, 0, 2};
-    static const double g[12] = {.6, .3, .1, .3, .1, .6, .6, .3, .1, .5, .1, .4};
+    static const double score[8] = {.6, .3, .6, .3, .6, .3, .5, .4};
     struct routed r;
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, LONG_MAX, DROP_PROBS, 4, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, LONG_MAX, DROP_PROBS, 0, 4, 4, 3, 2);
     expect_route(&r, 8, (int[]){0, 3, 4, 6, 1, 5, 2, 7}, (int[]){0, 4, 6, 1, 2, 5, 3, 7}, (long[]){0, 4, 6, 8},
                  (long[]){4, 2, 2}, 4, 3, 2);
     // Capacity 2, by probability: expert 0 keeps tokens 0 and 2 (.6), not 1 (.3) and 3 (.5).
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, 2, DROP_PROBS, 4, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, 2, DROP_PROBS, 0, 4, 4, 3, 2);
     expect_route(&r, 6, (int[]){0, 4, 1, 5, 2, 7}, (int[]){0, 2, 4, -1, 1, 3, -1, 5}, (long[]){0, 2, 4, 6},
                  (long[]){4, 2, 2}, 4, 3, 2);
     // Capacity 2, by position: the first two tokens.
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, 2, DROP_POSITION, 4, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, 2, DROP_POSITION, 0, 4, 4, 3, 2);
     expect_route(&r, 6, (int[]){0, 3, 1, 5, 2, 7}, (int[]){0, 2, 4, 1, -1, 3, -1, 5}, (long[]){0, 2, 4, 6},
                  (long[]){4, 2, 2}, 4, 3, 2);
     // Capacity 1: expert 0 has .6 twice, the earlier token stays; expert 1 .3 twice; expert 2 .6 before .4.
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, 1, DROP_PROBS, 4, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, 1, DROP_PROBS, 0, 4, 4, 3, 2);
     expect_route(&r, 3, (int[]){0, 1, 2}, (int[]){0, 1, 2, -1, -1, -1, -1, -1}, (long[]){0, 1, 2, 3},
                  (long[]){4, 2, 2}, 4, 3, 2);
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, 0, DROP_POSITION, 4, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, 0, DROP_POSITION, 0, 4, 4, 3, 2);
     expect_route(&r, 0, NULL, (int[]){-1, -1, -1, -1, -1, -1, -1, -1}, (long[]){0, 0, 0, 0},
                  (long[]){4, 2, 2}, 4, 3, 2);
-    r.R = k64.route(r.source, r.row, r.first, r.count, expert, g, 2, DROP_PROBS, 0, 3, 2);
+    r.R = k64.route(r.source, r.row, r.first, r.count, expert, score, 2, DROP_PROBS, 0, 0, 0, 3, 2);
     expect_route(&r, 0, NULL, NULL, (long[]){0, 0, 0, 0}, (long[]){0, 0, 0}, 0, 3, 2);
 }
 
@@ -269,7 +277,8 @@ static void test_route_capacity(void **state)
     long first[2], count[1];
     for (int t = 0; t < T; t++) expert[t] = 0, g[t] = (double)(t * 37 % 101) / 128; // ties: t and t + 101
     for (int policy = DROP_PROBS; policy <= DROP_POSITION; policy++) {
-        long R = k64.route(source, row, first, count, expert, g, CAPACITY, (enum drop_policy)policy, T, 1, 1);
+        long R = k64.route(source, row, first, count, expert, g, CAPACITY, (enum drop_policy)policy, 0, T, T, 1,
+                           1);
         assert_int_equal(R, CAPACITY);
         assert_int_equal(count[0], T);
         for (long t = 0; t < T; t++) {
@@ -285,18 +294,17 @@ static void test_route_capacity(void **state)
 
 // ---- expert rows ----
 
-enum { ROWS = 4, F = 5, CHOICES = 6 };
+enum { ROWS = 4, F = 5 };
 
 struct rows {
     double *ab, *dh, *weight, h[ROWS * F];
     bool dense;
 };
-static const int sources[ROWS] = {4, 1, 0, 5}; // 2 and 3 were dropped
 
 static double rows_loss(void *context)
 {
     struct rows *r = context;
-    k64.swiglu(r->h, r->ab, r->dense ? NULL : r->weight, r->dense ? NULL : sources, ROWS, F);
+    k64.swiglu(r->h, r->ab, r->dense ? NULL : r->weight, ROWS, F);
     return dot(r->h, r->dh, ROWS * F);
 }
 
@@ -304,24 +312,32 @@ static void test_swiglu(void **state)
 {
     (void)state;
     for (int dense = 0; dense < 2; dense++) {
-        struct rows r = {numbers(ROWS * 2 * F, 1, 2), numbers(ROWS * F, 2, 1), numbers(CHOICES, 3, 1), {0}, dense};
-        double dab[ROWS * 2 * F], dweight[CHOICES] = {7, 7, 7, 7, 7, 7}, want[ROWS * F];
+        struct rows r = {numbers(ROWS * 2 * F, 1, 2), numbers(ROWS * F, 2, 1), numbers(ROWS, 3, 1), {0}, dense};
+        double dab[ROWS * 2 * F], dweight[ROWS], want[ROWS * F];
         rows_loss(&r);
         for (long i = 0; i < ROWS * F; i++) {
             double a = r.ab[i / F * 2 * F + i % F], b = r.ab[i / F * 2 * F + F + i % F];
-            want[i] = a / (1 + exp(-a)) * b * (dense ? 1 : r.weight[sources[i / F]]);
+            want[i] = a / (1 + exp(-a)) * b * (dense ? 1 : r.weight[i / F]);
         }
         expect_near("swiglu", r.h, want, ROWS * F, 1e-14);
-        k64.swiglu_backward(dab, dense ? NULL : dweight, r.dh, r.ab, dense ? NULL : r.weight,
-                            dense ? NULL : sources, ROWS, F);
+        k64.swiglu_backward(dab, dense ? NULL : dweight, r.dh, r.ab, dense ? NULL : r.weight, ROWS, F);
         expect_gradient(dense ? "swiglu, dense" : "swiglu", r.ab, dab, ROWS * 2 * F, rows_loss, &r);
-        assert_true(dweight[2] == 7 && dweight[3] == 7); // not theirs to write
-        dweight[2] = dweight[3] = 0;
-        if (!dense) expect_gradient("swiglu, weight", r.weight, dweight, CHOICES, rows_loss, &r);
+        if (!dense) expect_gradient("swiglu, weight", r.weight, dweight, ROWS, rows_loss, &r);
         free(r.ab);
         free(r.dh);
         free(r.weight);
     }
+}
+
+static void test_pick_place(void **state)
+{
+    (void)state;
+    static const int source[4] = {4, 1, 0, 5}; // 2 and 3 were dropped
+    double weight[6] = {.1, .2, .3, .4, .5, .6}, row[4], back[6] = {7, 7, 7, 7, 7, 7};
+    k64.pick(row, weight, source, 4);
+    expect_near("pick", row, (double[]){.5, .2, .1, .6}, 4, 0);
+    k64.place(back, row, source, 4);
+    expect_near("place", back, (double[]){.1, .2, 7, 7, .5, .6}, 6, 0); // not theirs to write
 }
 
 static void test_permute_combine(void **state)
@@ -410,7 +426,7 @@ int main(void)
         cmocka_unit_test(test_gate_sums),
         cmocka_unit_test(test_z_loss),
         cmocka_unit_test(test_route_given),      cmocka_unit_test(test_route),
-        cmocka_unit_test(test_route_capacity), cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_route_capacity), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_pick_place),
         cmocka_unit_test(test_permute_combine), cmocka_unit_test(test_expert_similarity),
         cmocka_unit_test(test_levels),
     };

@@ -94,7 +94,8 @@ static void attend_backward(void *context)
 static enum status bench_attention(long S, long H, long C)
 {
     struct attention_call c = {.k = kernels_for(BF16),
-                               .s = {.B = 1, .S = S, .H = H, .G = H, .C = C, .scale = 1 / sqrt((double)C)}};
+                               .s = {.B = 1, .S = S, .H = H, .G = H, .C = C, .per_kv = 1,
+                                     .scale = 1 / sqrt((double)C)}};
     struct arena a = arena_measure("attention", DEVICE_CPU);
     for (int pass = 0; pass < 2; pass++) {
         c.qkv = arena_take(&a, S * 3 * H * C, dtype_size(BF16));

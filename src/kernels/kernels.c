@@ -8,14 +8,16 @@
 
 #define ROW(entry) {#entry, offsetof(struct kernels, entry)}
 const struct kernel_row kernel_rows[] = {
-    ROW(copy), ROW(to_host), ROW(from_host), ROW(zero), ROW(cast), ROW(fill), ROW(init_normal),
+    ROW(copy), ROW(to_host), ROW(from_host), ROW(zero), ROW(cast), ROW(add_parts), ROW(fill),
+    ROW(init_normal),
     ROW(matmul_nt), ROW(matmul_nt_acc), ROW(matmul_nn), ROW(matmul_tn), ROW(grouped_nt), ROW(grouped_nn),
     ROW(grouped_tn), ROW(router_nt), ROW(router_nn), ROW(router_tn),
     ROW(embed), ROW(embed_backward), ROW(add), ROW(rmsnorm), ROW(rmsnorm_backward), ROW(rmsnorm_backward_weight),
     ROW(rope_angles), ROW(rope), ROW(attention), ROW(attention_backward), ROW(kv_store), ROW(attention_paged),
     ROW(gate), ROW(gate_backward), ROW(z_loss), ROW(z_loss_backward), ROW(gate_sums), ROW(gate_statistics), ROW(route),
-    ROW(route_given), ROW(permute), ROW(combine), ROW(swiglu), ROW(swiglu_backward), ROW(expert_similarity),
-    ROW(cross_entropy), ROW(kl_divergence), ROW(adamw), ROW(sum_squares), ROW(sum), ROW(amax),
+    ROW(route_given), ROW(pick), ROW(place), ROW(permute), ROW(combine), ROW(swiglu), ROW(swiglu_backward),
+    ROW(expert_similarity), ROW(logits_parts), ROW(cross_entropy), ROW(kl_divergence), ROW(adamw), ROW(sum_squares),
+    ROW(sum), ROW(amax),
 };
 #undef ROW
 enum { ROWS = sizeof kernel_rows / sizeof kernel_rows[0], LEVELS = LEVEL_AVX512BF16 + 1 };

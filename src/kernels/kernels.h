@@ -8,6 +8,8 @@
 // is float (double in the double table): sums, statistics, gradients of weights, router. Everything is row major and
 // dense. `=` or `+=` is stated; outputs never overlap inputs unless said. Sizes may be 0. Kernels check nothing. Each
 // sums in an order fixed by sizes and thread count, so the same call twice gives the same bits.
+// Of a model split over ranks an entry gets this rank's part of heads, tokens, vocabulary or experts, and where it
+// matters that part's place in the whole (skip, from). A rank alone holds the whole.
 // Sizes: T tokens, D hidden, H heads, G kv heads, C head channels, E experts, K experts per token, F expert hidden,
 // V vocabulary, R rows (kept assignments, sorted by expert then token), S sequence length; M N K in products.
 #ifndef SKYMOE_KERNELS_KERNELS_H
@@ -46,9 +48,10 @@ struct kv_view {
 
 struct attention_shape {
     long B, S;    // sequences, tokens of each (T = B*S)
-    long H, G, C; // H % G == 0 here: head h reads kv head h / (H/G)
-    long window;  // keys j > i - window are visible; 0: all earlier ones
-    double scale; // 1/sqrt(C)
+    long H, G, C;
+    long per_kv, skip; // head h reads kv head (skip + h) / per_kv < G; a kv head that no head reads gets no gradient
+    long window;       // keys j > i - window are visible; 0: all earlier ones
+    double scale;      // 1/sqrt(C)
 };
 
 enum drop_policy { DROP_PROBS, DROP_POSITION };
@@ -76,6 +79,9 @@ struct kernels {
     void (*zero)(void *data, long bytes);
     void (*cast)(struct tensor to, struct tensor from, long rows, long columns);  // any types; `from.scale` is applied,
                                                                // to.scale (F8: already chosen) divides before rounding
+    // y = part[0] + part[1] + ... in this order, parts > 0: sums in f32 (F64: double), one rounding. dtype F32, BF16 or
+    // F64; y may be one of the parts.
+    void (*add_parts)(void *y, const void *const *part, long parts, enum dtype dtype, long n);
     void (*fill)(struct tensor x, double value, long n);
     void (*init_normal)(struct tensor x, double mean, double std, long n, long seed, uint64_t stream, long offset);
                                                                // x[i] = N(mean, std) drawn at counter offset + i
@@ -96,7 +102,8 @@ struct kernels {
     void (*router_tn)(acc *dw, const acc *dz, const el *x, long T, long E, long D);      // dw[E,D] += dz' x
 
     // ---- embedding, norm, residual ----
-    void (*embed)(el *x, struct tensor table, const int *token, long T, long D);         // x[t] = table[token[t]]
+    // x[t] = table[token[t]]; token[t] < 0 (not in this rank's part of the table): zeros, and backward adds nothing.
+    void (*embed)(el *x, struct tensor table, const int *token, long T, long D);
     void (*embed_backward)(acc *dtable, const el *dx, const int *token, long T, long D); // +=
     void (*add)(el *y, const el *a, const el *b, long n);                                // y = a + b; y may be a or b
     // y = x rstd w, rstd[t] = 1/sqrt(mean x^2 + eps)
@@ -125,51 +132,63 @@ struct kernels {
 
     // ---- mixture of experts ----
     // Gating [Skywork-MoE report, eq 1-2 and 4.1]: z (in: logits, out: normalised logits z~), g = softmax(z~), top-K by
-    // z~ + bias (bias NULL: 0), ties to the lower index; weight = g of the chosen, renormalised over the K.
+    // z~ + bias (bias NULL: 0), ties to the lower index; score = g of the chosen, weight = score / its sum over the K.
     // lambda 0: z~ = z. inv_std[t] = lambda/std (unbiased; 0 where the variance is below 1e-12, z~ = 0 there).
-    void (*gate)(acc *g, acc *inv_std, int *expert, acc *weight, acc *z, const acc *bias, double lambda, long T,
-                 long E, long K);                             // g, z [T,E]; expert, weight [T,K]; inv_std [T]
-    // dz = through weight's renormalisation, softmax and normalisation. dg[t / group, e] is added to the gradient of g
-    // (the balance loss; NULL: none).
+    void (*gate)(acc *g, acc *inv_std, int *expert, acc *weight, acc *score, acc *z, const acc *bias, double lambda,
+                 long T, long E, long K);                     // g, z [T,E]; expert, weight, score [T,K]; inv_std [T]
+    // dz = through weight's renormalisation, softmax and normalisation. dg[(skip + t) / group, e] is added to the
+    // gradient of g (the balance loss; NULL: none).
     void (*gate_backward)(acc *dz, const acc *dweight, const acc *dg, const acc *g, const acc *inv_std, const acc *z,
-                          const int *expert, const acc *weight, double lambda, long group, long T, long E, long K);
+                          const int *expert, const acc *weight, double lambda, long skip, long group, long T, long E,
+                          long K);
     // Router z-loss [Zoph et al., ST-MoE, 2022, eq 5]: lse[t] = log sum_e exp z[t,e] of raw logits; the loss is mean
     // lse^2. Its backward adds scale lse[t] softmax(z[t]) to dz; z there is what gate made of the logits, with its
     // inv_std and lambda.
     void (*z_loss)(acc *lse, const acc *z, long T, long E);
     void (*z_loss_backward)(acc *dz, const acc *lse, const acc *z, const acc *inv_std, double lambda, double scale,
                             long T, long E);                  // +=
-    // sum[s, e] = sum of g over the tokens of group s (T/group groups, the last may be short); deterministic.
-    void (*gate_sums)(acc *sum, const acc *g, long group, long T, long E);
+    // sum[s, e] = sum of g over the tokens t of group s = (skip + t) / group; rows 0 .. ceil((skip + T) / group) - 1,
+    // of which the first ones may have no token here, and 0.
+    void (*gate_sums)(acc *sum, const acc *g, long skip, long group, long T, long E);
     void (*gate_statistics)(struct gate_statistics *sum, const acc *g, long T, long E);
-    // Which assignments (t, k) become rows. count[e]: assignments before dropping; an expert keeps at most `capacity`:
-    // DROP_PROBS drops the lowest g first (ties: later token first), DROP_POSITION the later token first, then the
-    // later choice. source[r] = t*K + k of row r; row[t*K + k] = r or -1 when dropped; first[0..E] delimits experts.
-    // count and first are host memory. Returns R.
-    long (*route)(int *source, int *row, long *first, long *count, const int *expert, const acc *g, long capacity,
-                  enum drop_policy policy, long T, long E, long K);
-    // The same for decisions made elsewhere: given[t*K + k] is an expert, or -1 - expert where it is dropped. Tokens
-    // for which gate chose other experts get these and their weights; the others keep every bit of theirs.
+    // Which assignments (t, k) become rows: judged over all T tokens of the micro-batch (expert, score [T,K]), numbered
+    // for this rank's tokens from .. from + own - 1. count[e]: assignments of all T before dropping; an expert keeps at
+    // most `capacity`: DROP_PROBS drops the lowest score first (ties: later token first), DROP_POSITION the later token
+    // first, then the later choice. With i = (t - from)*K + k of an own one: source[r] = i of row r; row[i] = r or -1
+    // when dropped (row [own,K]); first[0..E] delimits experts. count and first are host memory. Returns R.
+    long (*route)(int *source, int *row, long *first, long *count, const int *expert, const acc *score, long capacity,
+                  enum drop_policy policy, long from, long own, long T, long E, long K);
+    // The same for decisions made elsewhere: given [T,K] is an expert, or -1 - expert where it is dropped. Own tokens
+    // (expert, weight [own,K], g [own,E]) for which gate chose other experts get these and their weights; the others
+    // keep every bit of theirs.
     long (*route_given)(int *source, int *row, long *first, long *count, int *expert, acc *weight, const int *given,
-                        const acc *g, long T, long E, long K);
+                        const acc *g, long from, long own, long T, long E, long K);
+    void (*pick)(acc *to, const acc *from, const int *source, long R);                   // to[r] = from[source[r]]
+    void (*place)(acc *to, const acc *from, const int *source, long R);                  // to[source[r]] = from[r]; the
+                                                                                         // others are left alone
     void (*permute)(el *rows, const el *x, const int *source, long R, long K, long D);   // rows[r] = x[source[r] / K]
     // y[t] = residual[t] + extra[t] + sum_k rows[row[t,k]] in acc, one rounding. residual, extra NULL: 0; y may be
     // residual. Backward of permute; its own backward for `rows` is permute.
     void (*combine)(el *y, const el *residual, const acc *extra, const el *rows, const int *row, long T, long K,
                     long D);
-    // h = round(silu(a) b weight[source[r]]), ab rows: F of a, F of b. weight NULL: 1 (dense)
-    void (*swiglu)(el *h, const el *ab, const acc *weight, const int *source, long R, long F);
-    // dab =, dweight[source[r]] = (others are left alone). dweight NULL with weight NULL
-    void (*swiglu_backward)(el *dab, acc *dweight, const el *dh, const el *ab, const acc *weight, const int *source,
-                            long R, long F);
+    // h = round(silu(a) b weight[r]), ab rows: F of a, F of b. weight [R]; NULL: 1 (dense)
+    void (*swiglu)(el *h, const el *ab, const acc *weight, long R, long F);
+    // dab =, dweight [R] =. dweight NULL with weight NULL
+    void (*swiglu_backward)(el *dab, acc *dweight, const el *dh, const el *ab, const acc *weight, long R, long F);
     // Mean pairwise cosine of E flattened experts; expert e is the e-th of E equal pieces of every w[i] (n[i]
     // elements each).
     double (*expert_similarity)(const struct tensor *w, const long *n, long parts, long E);
 
     // ---- head ----
+    // What cross_entropy must know of V columns of the vocabulary: part[t] = {max, sum of exp(logit - max), logit of
+    // the target or 0 when it is not one of these}, part [T,3]. V = 0 or all -infinity: a max of -infinity and sum 0.
+    void (*logits_parts)(acc *part, const acc *logits, const int *target, long T, long V);
     // loss[t] = -log softmax(logits[t])[target[t]], 0 where target < 0; dlogits = (softmax - onehot) * scale, 0 where
-    // target < 0; dlogits NULL: loss only.
-    void (*cross_entropy)(acc *loss, el *dlogits, const acc *logits, const int *target, double scale, long T, long V);
+    // target < 0; dlogits NULL: loss only. The softmax is over the columns of all ranks, whose parts [ranks,T,3] are
+    // merged in this order; target >= V is a column of another rank. ranks 1: these V are all there are, and parts is
+    // not read (NULL will do): one pass, nothing rounded between.
+    void (*cross_entropy)(acc *loss, el *dlogits, const acc *logits, const acc *parts, long ranks, const int *target,
+                          double scale, long T, long V);
     void (*kl_divergence)(acc *kl, const acc *logits_p, const acc *logits_q, long T, long V);  // KL(p || q) of each row
 
     // ---- optimizer and statistics ----

@@ -20,6 +20,17 @@ static inline float tensor_scale(struct tensor x, long row, long column)
     return x.scale[x.scale_columns > 1 ? row * x.scale_columns + column / SCALE_BLOCK : row];
 }
 
+// Heads [from, to) of the shape that read kv head g; none where from >= to.
+struct readers {
+    long from, to;
+};
+
+static inline struct readers readers_of(long g, const struct attention_shape *s)
+{
+    long from = g * s->per_kv - s->skip, to = from + s->per_kv;
+    return (struct readers){from > 0 ? from : 0, to < s->H ? to : s->H};
+}
+
 void ref_fill(struct kernels *k, enum dtype el); // every entry, and device, el, acc
 void dnnl_fill(struct kernels *k, enum dtype el, enum kernel_level level);
 void x86_fill(struct kernels *k, enum dtype el, enum kernel_level level);

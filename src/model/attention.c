@@ -21,7 +21,8 @@ void attention_saved_layout(struct attention_saved *s, struct arena *a, const st
 static struct attention_shape shape_of(const struct context *x, const struct batch *b)
 {
     return (struct attention_shape){.B = b->B, .S = b->S, .H = x->local.H, .G = x->local.G, .C = x->c->C,
-                                    .window = x->c->window, .scale = 1.0 / sqrt((double)x->c->C)};
+                                    .per_kv = x->c->H / x->c->G, .window = x->c->window,
+                                    .scale = 1.0 / sqrt((double)x->c->C)};
 }
 
 // One of b and kv is given: the keys are those of the micro-batch itself, or those on KV pages.

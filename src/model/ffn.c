@@ -17,7 +17,7 @@ static void hidden(const struct context *x, const struct layer_params *p, struct
     k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, x->c->norm_eps, T, D);
     exchange_gather(&x->grid->tensor, s->xn, T, D * dtype_size(k->el));
     k->matmul_nt(s->ab, s->xn, p->w13, T, 2 * F, D);
-    k->swiglu(s->h, s->ab, NULL, NULL, T, F);
+    k->swiglu(s->h, s->ab, NULL, T, F);
 }
 
 void ffn_forward(const struct context *x, const struct layer_params *p, struct ffn_saved *s, el *y, const el *in,
@@ -42,7 +42,7 @@ void ffn_backward_input(const struct context *x, const struct layer_params *p, c
     const struct kernels *k = x->k;
     long D = x->c->D, F = x->local.F;
     k->matmul_nn(ds->h, dy, p->w2, T, D, F);
-    k->swiglu_backward(ds->ab, NULL, ds->h, s->ab, NULL, NULL, T, F);
+    k->swiglu_backward(ds->ab, NULL, ds->h, s->ab, NULL, T, F);
     k->matmul_nn(ds->xn, ds->ab, p->w13, T, 2 * F, D);
     exchange_reduce(&x->grid->tensor, ds->xn, T, D, k->el);
     k->rmsnorm_backward(dx, dy, ds->xn, in, p->ffn_norm.data, s->rstd, T, D);

@@ -28,7 +28,7 @@ void head_loss(const struct context *x, const struct model_params *p, struct mod
         long n = chunk_rows(T - t);
         const el *xn = el_at(x, s->xn, t * D);
         k->matmul_nt_acc(s->logits, xn, p->head, n, V, D);
-        k->cross_entropy(acc_at(x, s->loss, t), g ? s->dlogits : NULL, s->logits, target + t, scale, n, V);
+        k->cross_entropy(acc_at(x, s->loss, t), g ? s->dlogits : NULL, s->logits, NULL, 1, target + t, scale, n, V);
         if (!g) continue;
         k->matmul_nn(el_at(x, s->dxn, t * D), s->dlogits, p->head, n, V, D);
         k->matmul_tn(g->head.data, s->dlogits, xn, n, V, D);

@@ -14,8 +14,10 @@ void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *dro
     s->lse = arena_take(kept, T, acc_size);
     s->expert = arena_take(kept, T * K, sizeof *s->expert);
     s->weight = arena_take(kept, T * K, acc_size);
+    s->score = arena_take(kept, T * K, acc_size);
     s->row = arena_take(kept, T * K, sizeof *s->row);
     s->source = arena_take(kept, T * K, sizeof *s->source);
+    s->row_weight = arena_take(kept, T * K, acc_size);
     s->first = arena_take(host, E + 1, sizeof *s->first);
     s->count = arena_take(host, E, sizeof *s->count);
     s->sums = arena_take(host, groups * E, acc_size);
@@ -43,7 +45,7 @@ static void return_rows(const struct context *x, const struct moe_saved *s, el *
 static void hidden(const struct context *x, const struct layer_params *p, struct moe_saved *s)
 {
     x->k->grouped_nt(s->ab, s->xr, p->w13, s->first, x->local.E, 2 * x->local.F, x->c->D);
-    x->k->swiglu(s->h, s->ab, s->weight, s->source, s->R, x->local.F);
+    x->k->swiglu(s->h, s->ab, s->row_weight, s->R, x->local.F);
 }
 
 void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
@@ -57,10 +59,15 @@ void moe_forward(const struct context *x, const struct layer_params *p, const st
     k->rmsnorm(s->xn, s->rstd, in, p->ffn_norm.data, c->norm_eps, T, D);
     k->router_nt(s->z, s->xn, p->router.data, T, E, D);
     if (rule->z_coeff) k->z_loss(s->lse, s->z, T, E);
-    k->gate(s->g, s->inv_std, s->expert, s->weight, s->z, p->gate_bias.data, c->gate_norm_std, T, E, K);
+    k->gate(s->g, s->inv_std, s->expert, s->weight, s->score, s->z, p->gate_bias.data, c->gate_norm_std, T,
+            E, K);
     const int *given = balance ? balance->given : NULL;
-    if (given) s->R = k->route_given(s->source, s->row, s->first, s->count, s->expert, s->weight, given, s->g, T, E, K);
-    else s->R = k->route(s->source, s->row, s->first, s->count, s->expert, s->g, capacity, rule->policy, T, E, K);
+    if (given)
+        s->R = k->route_given(s->source, s->row, s->first, s->count, s->expert, s->weight, given, s->g, 0, T, T, E, K);
+    else
+        s->R = k->route(s->source, s->row, s->first, s->count, s->expert, s->score, capacity, rule->policy, 0, T, T, E,
+                        K);
+    k->pick(s->row_weight, s->weight, s->source, s->R);
     if (balance) moe_balance_add(x, rule, balance, s, B, S);
 
     // Dispatch | experts | return.
@@ -95,7 +102,8 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
     // Experts. A dropped assignment has no row: its weight's gradient stays 0.
     k->grouped_nn(ds->h, rows, p->w2, s->first, x->local.E, D, F);
     k->zero(ds->weight, T * K * dtype_size(k->acc));
-    k->swiglu_backward(ds->ab, ds->weight, ds->h, s->ab, s->weight, s->source, s->R, F);
+    k->swiglu_backward(ds->ab, ds->row_weight, ds->h, s->ab, s->row_weight, s->R, F);
+    k->place(ds->weight, ds->row_weight, s->source, s->R);
     k->grouped_nn(ds->xr, ds->ab, p->w13, s->first, x->local.E, 2 * F, D);
 
     // Dispatch.
@@ -103,7 +111,7 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
 
     // Route: z from the weights, L_aux and L_z; n from the router and the rows; x from n and the residual.
     k->gate_backward(ds->z, ds->weight, rule->aux == AUX_NONE ? NULL : s->aux_dg, s->g, s->inv_std, s->z, s->expert,
-                     s->weight, c->gate_norm_std, s->aux_group, T, E, K);
+                     s->weight, c->gate_norm_std, 0, s->aux_group, T, E, K);
     if (rule->z_coeff) k->z_loss_backward(ds->z, s->lse, s->z, s->inv_std, c->gate_norm_std, s->z_scale, T, E);
     k->router_nn(dxn, ds->z, p->router.data, T, E, D);
     k->combine(ds->xn, NULL, dxn, ds->xr, s->row, T, K, D);

@@ -63,8 +63,10 @@ struct moe_saved {
     double z_scale; // its gradient is z_scale lse softmax(z)
     int *expert;    // [T, K]
     acc *weight;    // [T, K]
+    acc *score;     // [T, K] g of the chosen
     int *row;       // [T, K]
     int *source;    // [T K]
+    acc *row_weight; // [R] weight of each row
     long *first;    // [E+1] host
     long *count;    // [E] host
     long R;

@@ -114,7 +114,7 @@ void moe_balance_add(const struct context *x, const struct moe_rule *rule, struc
     s->aux_group = rule->scope == SCOPE_SEQUENCE ? S : T;
     if (T == 0) return;
 
-    k->gate_sums(s->aux_dg, s->g, s->aux_group, T, E);
+    k->gate_sums(s->aux_dg, s->g, 0, s->aux_group, T, E);
     k->to_host(s->sums, s->aux_dg, groups * E * dtype_size(k->acc));
     exchange_sum(&x->grid->tensor, s->sums, groups * E, k->acc);
     statistics_add(x, rule, b, s, groups, T);

@@ -92,6 +92,26 @@ static void cast(struct tensor to, struct tensor from, long rows, long columns)
     }
 }
 
+static void add_parts(void *y, const void *const *part, long parts, enum dtype dtype, long n)
+{
+    CHECK(dtype == F32 || dtype == BF16 || dtype == F64);
+#pragma omp parallel for schedule(static) if (n * parts > SMALL)
+    for (long i = 0; i < n; i++) {
+        float sum = 0;
+        double wide = 0;
+        for (long p = 0; p < parts; p++) {
+            if (dtype == F64) wide = p ? wide + ((const double *)part[p])[i] : ((const double *)part[p])[i];
+            else {
+                float x = dtype == F32 ? ((const float *)part[p])[i] : bf16_to_float(((const uint16_t *)part[p])[i]);
+                sum = p ? sum + x : x;
+            }
+        }
+        if (dtype == F64) ((double *)y)[i] = wide;
+        else if (dtype == F32) ((float *)y)[i] = sum;
+        else ((uint16_t *)y)[i] = bf16_from_float(sum);
+    }
+}
+
 static void fill(struct tensor x, double value, long n)
 {
     double block[CHUNK];
@@ -194,6 +214,7 @@ void ref_fill_tensors(struct kernels *k)
     k->from_host = copy;
     k->zero = zero;
     k->cast = cast;
+    k->add_parts = add_parts;
     k->fill = fill;
     k->init_normal = init_normal;
     k->amax = amax;

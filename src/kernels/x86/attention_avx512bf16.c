@@ -57,7 +57,7 @@ struct head { // at the sequence's first row; rows are `row` apart
 
 static struct head head_of(const uint16_t *qkv, const int *start, const struct attention_shape *s, long b, long h)
 {
-    long row = (s->H + 2 * s->G) * s->C, g = h / (s->H / s->G);
+    long row = (s->H + 2 * s->G) * s->C, g = (s->skip + h) / s->per_kv;
     const uint16_t *first = qkv + b * s->S * row;
     return (struct head){first + h * s->C, first + (s->H + g) * s->C, first + (s->H + s->G + g) * s->C,
                          start + b * s->S, row};
@@ -402,20 +402,21 @@ static void attention_backward(el *dqkv_, const el *d_o_, const el *qkv, const e
     uint16_t *dqkv = dqkv_;
     const uint16_t *d_o = d_o_, *o = o_;
     const float *lse = lse_;
-    long row = (s.H + 2 * s.G) * s.C, group = s.G ? s.H / s.G : 0;
+    long row = (s.H + 2 * s.G) * s.C;
 #pragma omp parallel for collapse(2) schedule(dynamic) if (s.B * s.H * s.S > STRIP)
     for (long b = 0; b < s.B; b++)
         for (long g = 0; g < s.G; g++) {
+            struct readers readers = readers_of(g, &s);
             struct backward x;
             backward_place(&x, s.S, s.C, x86_scratch(backward_place(&x, s.S, s.C, NULL)));
             for (long i = 0; i < s.S; i += STRIP)
                 x.seen[i / STRIP] = keys_of_strip(start + b * s.S, i, least(STRIP, s.S - i), s.window);
             memset(x.dk, 0, (size_t)(x.rows * x.wide) * sizeof *x.dk);
             memset(x.dv, 0, (size_t)(x.rows * x.wide) * sizeof *x.dv);
-            for (long h = g * group; h < (g + 1) * group; h++) {
+            for (long h = readers.from; h < readers.to; h++) {
                 struct head head = head_of(qkv, start, &s, b, h);
                 long at = b * s.S * s.H + h;
-                if (h == g * group) {
+                if (h == readers.from) {
                     copy_rows(x.k, head.k, s.S, row, s.C);
                     copy_rows(x.v, head.v, s.S, row, s.C);
                     interleave_rows(x.k_pairs, head.k, s.S, row, s.C, x.wide);
