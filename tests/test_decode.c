@@ -284,6 +284,35 @@ static void test_many_rows(void **state)
     model_free(&m);
 }
 
+// A prompt of which only the last logits are asked for, in pieces that end anywhere, then a token at a time.
+static void test_last_only(void **state)
+{
+    (void)state;
+    enum { N = 45, S = 16 };
+    for (int i = 0; i < SHAPES; i++) {
+        struct config c = shape(i);
+        struct model m;
+        struct model_options o = inference(F32, S, 64);
+        struct kv_cache kv;
+        int token[N];
+        prompt(token, N, c.V, 6);
+        model_start(&m, &c, &o);
+        OK_OR_FAIL(kv_cache_init(&kv, &m, 1, N, N));
+        float *all = malloc((size_t)(N * c.V) * 4), *last = malloc((size_t)c.V * 4);
+        OK_OR_FAIL(kv_append(&kv, 0, token, N, NULL, all));
+        kv_cache_drop(&kv, 0);
+        OK_OR_FAIL(kv_append(&kv, 0, token, 19, NULL, NULL));
+        for (long t = 19, n = 21; t < N; t += n, n = 1) {
+            OK_OR_FAIL(kv_append(&kv, 0, token + t, n, last, NULL));
+            expect_same_bits("the last logits alone", last, all + (t + n - 1) * c.V, c.V * 4);
+        }
+        free(all);
+        free(last);
+        kv_cache_free(&kv);
+        model_free(&m);
+    }
+}
+
 static int start_same_bits(void **state)
 {
     same_bits = true;
@@ -302,6 +331,7 @@ int main(void)
         cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_sequences),
         cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_last_only),
     };
     int failed = cmocka_run_group_tests_name("decode", any, tests_start, NULL);
     return failed + cmocka_run_group_tests_name("decode, reference kernels", reference, start_same_bits, NULL);

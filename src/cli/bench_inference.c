@@ -104,7 +104,8 @@ static void decode_row(struct decoding *d, const char *what, double target)
              d->m.c.D, d->m.c.F, d->m.c.V, d->m.c.E, CONTEXT, 1e-9 * bytes);
 }
 
-// FLOPs of a prompt: every active matrix for every token, the head for the last one, causal attention.
+// FLOPs of a prompt: every active matrix for every token, but the last layer's feed-forward part and the head for the
+// last token only; causal attention.
 static void prefill_row(struct decoding *d, double target)
 {
     const struct config *c = &d->m.c;
@@ -112,7 +113,9 @@ static void prefill_row(struct decoding *d, double target)
     snprintf(name, sizeof name, "prefill of %d tokens, %s", CONTEXT, type_name(d->m.o.weights));
     struct bench_row *r = bench_add(name, "tokens/s", target);
     double head = (double)c->V * (double)c->D, layers = (double)config_params_active(c) - head * (c->tied ? 1 : 2);
-    double flops = 2 * layers * CONTEXT + 2 * head + 2.0 * CONTEXT * CONTEXT * (double)(c->L * c->H * c->C);
+    double ffn = 3.0 * (double)(c->D * c->F * (c->E ? c->K : 1));
+    double attention = 2.0 * CONTEXT * CONTEXT * (double)(c->L * c->H * c->C);
+    double flops = 2 * layers * CONTEXT - 2 * ffn * (CONTEXT - 1) + 2 * head + attention;
     bench_measure(r, &(struct bench_work){prefill_call, d, bench_product_peak(BF16), flops, CONTEXT}, 6);
     snprintf(r->shape, sizeof r->shape, "L=%ld D=%ld F=%ld V=%ld E=%ld K=%ld, %.0f GFLOP", c->L, c->D, c->F, c->V, c->E,
              c->K, 1e-9 * flops);

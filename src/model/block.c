@@ -26,15 +26,15 @@ void block_scratch_layout(struct block_scratch *s, struct arena *a, struct arena
     s->dxn = arena_take(a, T * D, dtype_size(x->k->acc));
 }
 
-// The second half, from s->mid to y.
+// The second half, from mid to y.
 static void experts_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
-                            struct moe_balance *balance, struct block_saved *s, el *y, long B, long S,
+                            struct moe_balance *balance, struct block_saved *s, el *y, const el *mid, long B, long S,
                             struct block_scratch *scratch)
 {
     if (x->c->E)
-        moe_forward(x, p, rule, balance, &s->moe, y, s->mid, B, S, scratch->rows);
+        moe_forward(x, p, rule, balance, &s->moe, y, mid, B, S, scratch->rows);
     else
-        ffn_forward(x, p, &s->ffn, y, s->mid, B * S, scratch->out);
+        ffn_forward(x, p, &s->ffn, y, mid, B * S, scratch->out);
 }
 
 void block_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
@@ -42,14 +42,17 @@ void block_forward(const struct context *x, const struct layer_params *p, const 
                    struct block_scratch *scratch)
 {
     attention_forward(x, p, &s->attn, s->mid, s->in, b, scratch->out);
-    experts_forward(x, p, rule, balance, s, y, b->B, b->S, scratch);
+    experts_forward(x, p, rule, balance, s, y, s->mid, b->B, b->S, scratch);
 }
 
 void block_paged_forward(const struct context *x, const struct layer_params *p, struct block_saved *s, el *y,
-                         const struct kv_view *kv, long T, struct block_scratch *scratch)
+                         const struct kv_view *kv, long T, long first, struct block_scratch *scratch)
 {
+    long from = first * x->c->D;
     attention_paged_forward(x, p, &s->attn, s->mid, s->in, kv, T, scratch->out);
-    experts_forward(x, p, &moe_rule_inference, NULL, s, y, 1, T, scratch);
+    if (first == T) return;
+    experts_forward(x, p, &moe_rule_inference, NULL, s, el_at(x, y, from), el_at(x, s->mid, from), 1, T - first,
+                    scratch);
 }
 
 void block_recompute(const struct context *x, const struct layer_params *p, enum recompute level, struct block_saved *s,

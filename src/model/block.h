@@ -52,8 +52,8 @@ void block_backward_input(const struct context *x, const struct layer_params *p,
 void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s, const el *dy,
                            const struct batch *b, const struct block_scratch *scratch);
 
-// Inference over KV pages; dropless.
+// Inference over KV pages; dropless. Rows before `first` leave their keys and values only: their y is not computed.
 void block_paged_forward(const struct context *x, const struct layer_params *p, struct block_saved *s, el *y,
-                         const struct kv_view *kv, long T, struct block_scratch *scratch);
+                         const struct kv_view *kv, long T, long first, struct block_scratch *scratch);
 
 #endif

@@ -109,8 +109,8 @@ static enum status pages_take(struct kv_cache *kv, long sequence, long n)
     return OK;
 }
 
-// One forward of n <= o.S rows behind what the sequence has.
-static void rows_forward(struct kv_cache *kv, long sequence, const int *token, long n)
+// One forward of n <= o.S rows behind what the sequence has; logits are wanted of those from `first` on.
+static void rows_forward(struct kv_cache *kv, long sequence, const int *token, long n, long first)
 {
     struct model *m = kv->m;
     int *of_sequence = kv->row_ints, *position = kv->row_ints + m->o.S;
@@ -123,7 +123,7 @@ static void rows_forward(struct kv_cache *kv, long sequence, const int *token, l
         kv->view[l].sequence = kv->device_rows;
         kv->view[l].position = kv->device_rows + m->o.S;
     }
-    model_paged_forward(m, token, kv->view, n);
+    model_paged_forward(m, token, kv->view, n, first);
     kv->length[sequence] += n;
 }
 
@@ -149,9 +149,10 @@ enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long
     TRY(pages_take(kv, sequence, n));
     for (long t = 0; t < n; t += m->o.S) {
         long rows = n - t < m->o.S ? n - t : m->o.S;
-        rows_forward(kv, sequence, token + t, rows);
+        bool last = last_logits && t + rows == n;
+        rows_forward(kv, sequence, token + t, rows, all_logits ? 0 : last ? rows - 1 : rows);
         if (all_logits) rows_logits(m, all_logits + t * m->c.V, 0, rows);
-        if (last_logits && t + rows == n) rows_logits(m, last_logits, rows - 1, 1);
+        if (last) rows_logits(m, last_logits, rows - 1, 1);
     }
     return OK;
 }

@@ -273,11 +273,12 @@ double model_loss(struct model *m, const struct batch *host, float *losses)
     return m->x.k->sum(m->head.loss, T);
 }
 
-void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T)
+void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T, long first)
 {
-    CHECK(T <= m->o.B * m->o.S);
+    CHECK(T <= m->o.B * m->o.S && first >= 0 && first <= T);
     m->x.k->from_host(m->batch_ints, token, T * (long)sizeof *token);
     embed(m, m->batch_ints, T);
     for (long l = 0; l < m->c.L; l++)
-        block_paged_forward(&m->x, &m->p.layer[l], &m->saved[l], output_of(m, l), &layer_kv[l], T, &m->scratch);
+        block_paged_forward(&m->x, &m->p.layer[l], &m->saved[l], output_of(m, l), &layer_kv[l], T,
+                            l == m->c.L - 1 ? first : 0, &m->scratch);
 }

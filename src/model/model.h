@@ -68,7 +68,7 @@ double model_loss(struct model *m, const struct batch *b, float *losses);
 void model_zero_gradients(struct model *m);
 
 // The hidden states before the final norm for T <= o.S rows through KV pages (inference): into m->out. token: host;
-// layer_kv [L]: device.
-void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T);
+// layer_kv [L]: device. Only rows from `first` on are wanted (T: none): the last layer does not finish those before.
+void model_paged_forward(struct model *m, const int *token, const struct kv_view *layer_kv, long T, long first);
 
 #endif
