@@ -1,0 +1,472 @@
+// The planner: closed forms, times that follow from one constant each, the best split beside brute force, memory beside
+// what a model reserves.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/kernels.h"
+#include "plan/plan.h"
+
+#include <cmocka.h> // last: it defines fail as a macro
+
+#define OK_OR_FAIL(call)                                                                                               \
+    do {                                                                                                               \
+        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                                   \
+    } while (0)
+
+static void near(double a, double b, double relative)
+{
+    if (!(fabs(a - b) <= relative * fabs(b))) fail_msg("%.15g, expected %.15g", a, b);
+}
+
+// ---- simulation ----
+
+// 1f1b with these stage times (forward and backward in the same proportion on all).
+static double run_1f1b(const double *t, long stages, long m, double *bubble)
+{
+    struct simulator s;
+    struct part_times part[16];
+    double message[16] = {0};
+    struct pipeline p = {PIPELINE_1F1B, stages, 1, m};
+    for (long i = 0; i < stages; i++) part[i] = (struct part_times){t[i] / 3, t[i] / 3, t[i] / 3};
+    OK_OR_FAIL(simulator_open(&s, &p, false));
+    double total = simulator_run(&s, part, message);
+    if (bubble) *bubble = simulator_bubble(&s);
+    simulator_close(&s);
+    return total;
+}
+
+// T = sum t + (m - 1) max t; the report's example, where the head weighs as much as a layer.
+static void test_bubbles(void **state)
+{
+    (void)state;
+    const double even[] = {6, 6, 6, 7}, uneven[] = {5, 5, 5, 5, 5};
+    double bubble;
+    near(run_1f1b(even, 4, 16, &bubble), 25 + 15 * 7, 1e-12);
+    near(bubble, 3.0 / 13, 1e-12); // 23.1 %
+    run_1f1b(even, 4, 100000, &bubble);
+    near(bubble, 3.0 / 28, 1e-3); // 10.7 %
+    near(run_1f1b(uneven, 5, 16, &bubble), 25 + 15 * 5, 1e-12);
+    near(bubble, 0.2, 1e-12);
+    run_1f1b(uneven, 5, 100000, &bubble);
+    assert_true(bubble < 1e-4);
+}
+
+// It holds where the last stage is among the slowest; elsewhere other stages' work fits into what it counts.
+static void test_closed_form(void **state)
+{
+    (void)state;
+    unsigned x = 1;
+    long shorter = 0;
+    for (int i = 0; i < 200; i++) {
+        double t[16], sum = 0, longest = 0;
+        long stages = 1 + i % 9, m = stages + i % 17;
+        for (long k = 0; k < stages; k++) {
+            x = x * 1103515245 + 12345;
+            t[k] = 1 + (x >> 16) % 1000 / 250.0;
+            sum += t[k];
+            longest = fmax(longest, t[k]);
+        }
+        double bound = sum + (double)(m - 1) * longest, seconds = run_1f1b(t, stages, m, NULL);
+        assert_true(seconds <= bound * (1 + 1e-12));
+        shorter += seconds < bound * (1 - 1e-12);
+        double last = t[stages - 1];
+        t[stages - 1] = longest;
+        sum += longest - last;
+        near(run_1f1b(t, stages, m, NULL), sum + (double)(m - 1) * longest, 1e-12);
+    }
+    assert_true(shorter > 0);
+}
+
+// ---- runs ----
+
+static struct config shape(long L)
+{
+    return (struct config){.arch = ARCH_SKYWORK, .D = 48, .F = 40, .L = L, .H = 6, .G = 6, .C = 8, .V = 100, .E = 8,
+                           .K = 2, .max_positions = 128, .norm_eps = 1e-6, .rope_theta = 1e4, .gate_norm_std = 1,
+                           .dtype = BF16, .bos = 1, .eos = 2, .pad = -1};
+}
+
+// Every constant is given, and small enough that no term vanishes.
+static struct cluster machine(long hosts, long devices)
+{
+    struct cluster c = {.name = "test", .device = "device", .hosts = hosts, .devices = devices};
+    for (long i = 0; i < CLUSTER_CONSTANTS; i++) {
+        struct constant *k;
+        const char *name = cluster_constant(&k, &c, i);
+        k->source = SOURCE_MEASURED;
+        k->value = strstr(name, "latency") ? 1e-6 : strstr(name, "memory") ? 1e9 : strstr(name, "flops") ? 1e10 : 1e9;
+    }
+    return c;
+}
+
+static struct run run_of(const struct config *c, const struct cluster *k, struct layout l)
+{
+    return (struct run){.c = c, .cluster = k, .layout = l, .schedule = PIPELINE_1F1B, .dtype = BF16, .B = 2, .S = 64,
+                        .global_batch = 32, .recompute = RECOMPUTE_NONE, .capacity = 1.1, .exchange_chunks = 1,
+                        .zero = true};
+}
+
+static struct times terms_of(const struct run *r)
+{
+    struct plan p;
+    OK_OR_FAIL(plan_make(&p, r, &(struct plan_wishes){0}));
+    struct times t = p.terms;
+    near(times_sum(&t), p.step_s, 1e-12);
+    plan_free(&p);
+    return t;
+}
+
+static void test_terms(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *constant;
+        enum term term[3];
+        int terms;
+    } moves[] = {
+        {"memory_bytes", {0}, 0},
+        {"peak_flops", {0}, 0}, // every rate is given
+        {"kernels.product_flops", {TERM_PROJECTIONS, TERM_HEAD}, 2},
+        {"kernels.product_weight_flops", {TERM_PROJECTIONS, TERM_HEAD}, 2},
+        {"kernels.grouped_flops", {TERM_EXPERTS}, 1},
+        {"kernels.grouped_weight_flops", {TERM_EXPERTS}, 1},
+        {"kernels.attention_flops", {TERM_ATTENTION}, 1},
+        {"kernels.attention_backward_flops", {TERM_ATTENTION}, 1},
+        {"kernels.read_bytes_per_s", {TERM_ELEMENTS, TERM_OPTIMIZER}, 2},
+    };
+    struct config c = shape(3);
+    struct cluster k = machine(1, 1);
+    struct run r = run_of(&c, &k, layout_of_one);
+    struct times before = terms_of(&r);
+    for (size_t i = 0; i < sizeof moves / sizeof *moves; i++) {
+        struct constant *constant;
+        assert_string_equal(cluster_constant(&constant, &k, (long)i), moves[i].constant);
+        constant->value *= 2;
+        struct times after = terms_of(&r);
+        constant->value /= 2;
+        for (int t = 0; t < TERMS; t++) {
+            bool moved = false;
+            for (int j = 0; j < moves[i].terms; j++) moved |= moves[i].term[j] == (enum term)t;
+            if (moved != (after.t[t] < before.t[t]) || after.t[t] > before.t[t])
+                fail_msg("%s: %s %g, was %g", moves[i].constant, term_name((enum term)t), after.t[t], before.t[t]);
+        }
+    }
+}
+
+// Products and attention of one rank add up to the model's FLOPs: backward of attention recomputes its scores, so its
+// rate here is 5/4 of the others'.
+static void test_flops(void **state)
+{
+    (void)state;
+    for (long E = 0; E <= 8; E += 8) {
+        struct config c = shape(3);
+        struct cluster k = machine(1, 1);
+        c.E = E;
+        c.K = E ? 2 : 0;
+        struct run r = run_of(&c, &k, layout_of_one);
+        k.flops[RATE_ATTENTION_BACKWARD].value *= 1.25;
+        struct times t = terms_of(&r);
+        double norms = 6 * (2 * 3 + 1) * 48, attention = 6.0 * 3 * 48 * 64, tokens = 32 * 64, S = 64;
+        double products = config_train_flops_per_token(&c, r.S) - norms - attention;
+        near(t.t[TERM_PROJECTIONS] + t.t[TERM_EXPERTS] + t.t[TERM_HEAD], tokens * products / 1e10, 1e-12);
+        near(t.t[TERM_ATTENTION], tokens * attention * (S + 1) / S / 1e10, 1e-12);
+        near(t.t[TERM_EXPERTS], tokens * 6 * 3 * 3 * 48 * 40 * (E ? 2 : 1) / 1e10, 1e-12);
+    }
+}
+
+// Wires move what travels on them, and nothing else (but what is idle or hidden because of it).
+static void test_wires(void **state)
+{
+    (void)state;
+    struct config c = shape(4);
+    struct cluster k = machine(4, 2);
+    struct layout l = {.pp = 2, .dp = 2, .tp = 2, .ep = 2, .etp = 1, .virtual_stages = 1};
+    struct run r = run_of(&c, &k, l);
+    struct times before = terms_of(&r);
+    assert_true(before.t[TERM_TOKENS] > 0 && before.t[TERM_ROWS] > 0 && before.t[TERM_GRADIENTS] > 0);
+    assert_true(before.t[TERM_MESSAGES] > 0 && before.t[TERM_SLICES] == 0 && before.t[TERM_BUBBLE] > 0);
+    k.between.bytes_per_s.value *= 2; // tensor and expert groups lie inside, the others between
+    struct times after = terms_of(&r);
+    for (int t = 0; t < TERMS; t++) {
+        bool between = t == TERM_GRADIENTS || t == TERM_WEIGHTS || t == TERM_MESSAGES || t == TERM_HIDDEN;
+        if (!between) near(after.t[t], before.t[t], 1e-12);
+        else if (t != TERM_HIDDEN) assert_true(after.t[t] < before.t[t]);
+    }
+    near(after.t[TERM_WEIGHTS] - 2e-6, (before.t[TERM_WEIGHTS] - 2e-6) / 2, 0.1); // but for latencies
+}
+
+// Sent bytes: K/n of what sliced experts send, so whole experts win for n > K only [cost of one layer's exchange].
+static void test_exchange(void **state)
+{
+    (void)state;
+    struct config c = shape(2);
+    struct cluster k = machine(1, 8);
+    k.inside.latency_s.value = 0;
+    struct layout whole = {.pp = 1, .dp = 1, .tp = 4, .ep = 4, .etp = 1, .virtual_stages = 1}, sliced = whole;
+    sliced.ep = 1;
+    sliced.etp = 4;
+    struct run r = run_of(&c, &k, whole);
+    double T = 128, D = 48, size = 2, n = 4, K = 2, w = 1e9;
+    struct costs a, b;
+    costs_of(&a, &r);
+    double records = (n - 1) * T / n * K * 8 / w, weights = (n - 1) * T / n * K / n * 4 / w;
+    near(a.layer.forward.t[TERM_ROWS] - records - weights, 2 * (T / n) * K * D * (n - 1) / n * size / w, 1e-12);
+    assert_true(a.layer.forward.t[TERM_SLICES] == 0);
+    r.layout = sliced;
+    costs_of(&b, &r);
+    near(b.layer.forward.t[TERM_SLICES], 2 * (n - 1) * K * T / n * D * size / w, 1e-12);
+    near(b.layer.forward.t[TERM_ROWS], records, 1e-12);
+    near(a.layer.forward.t[TERM_EXPERTS], b.layer.forward.t[TERM_EXPERTS], 1e-12);
+}
+
+// The terms are the step, whatever the schedule and what recomputes; and W that waits for its turn keeps more.
+static void test_sums(void **state)
+{
+    (void)state;
+    struct config c = shape(8);
+    struct cluster k = machine(2, 2);
+    struct layout l = {.pp = 4, .dp = 1, .tp = 1, .ep = 1, .etp = 1, .virtual_stages = 1};
+    long recompute[] = {2, 1, 0, 0};
+    double saved[3], step[3];
+    for (int kind = 0; kind < 3; kind++) {
+        struct run r = run_of(&c, &k, l);
+        struct plan p;
+        r.schedule = (enum pipeline_kind)kind;
+        r.layout.virtual_stages = kind == PIPELINE_INTERLEAVED ? 2 : 1;
+        r.recompute = RECOMPUTE_MOE;
+        r.recompute_layers = recompute;
+        r.exchange_chunks = 3;
+        OK_OR_FAIL(plan_make(&p, &r, &(struct plan_wishes){0}));
+        near(times_sum(&p.terms), p.step_s, 1e-12);
+        saved[kind] = (double)p.stage[3].bytes.saved;
+        step[kind] = p.step_s;
+        plan_free(&p);
+    }
+    assert_true(saved[PIPELINE_1F1B] < saved[PIPELINE_ZERO_BUBBLE]);
+    assert_true(step[PIPELINE_ZERO_BUBBLE] < step[PIPELINE_1F1B]);
+    assert_true(step[PIPELINE_INTERLEAVED] < step[PIPELINE_1F1B]);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct config c = shape(4);
+    struct cluster k = machine(1, 2);
+    struct plan p;
+    struct layout l = {.pp = 2, .dp = 2, .tp = 1, .ep = 1, .etp = 1, .virtual_stages = 1};
+    struct run r = run_of(&c, &k, l);
+    assert_int_equal(plan_make(&p, &r, &(struct plan_wishes){0}), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "4 ranks, but test has 2 devices"));
+    r.layout.dp = 1;
+    r.layout.virtual_stages = 2;
+    assert_int_equal(plan_make(&p, &r, &(struct plan_wishes){0}), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "--virtual-stages"));
+    k.devices = 64;
+    r.layout = (struct layout){.pp = 1, .dp = 16, .tp = 1, .ep = 16, .etp = 1, .virtual_stages = 1};
+    assert_int_equal(plan_make(&p, &r, &(struct plan_wishes){0}), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "the model has 8 experts"));
+}
+
+// ---- memory ----
+
+static void test_memory_of_one(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        struct config c = shape(1 + i % 4);
+        struct cluster k = machine(1, 1);
+        struct run r = run_of(&c, &k, layout_of_one);
+        struct plan p;
+        struct model_bytes b;
+        long recompute = i / 4;
+        if (i % 2) c.E = c.K = 0;
+        r.recompute = i % 3 == 0 ? RECOMPUTE_NONE : i % 3 == 1 ? RECOMPUTE_MOE : RECOMPUTE_FULL;
+        r.recompute_layers = &recompute;
+        r.dtype = i % 4 ? BF16 : F32;
+        struct model_options o = {.dtype = r.dtype, .training = true, .B = r.B, .S = r.S, .positions = r.S,
+                                  .recompute = r.recompute, .recompute_layers = recompute};
+        OK_OR_FAIL(model_measure(&b, &c, &o));
+        OK_OR_FAIL(plan_make(&p, &r, &(struct plan_wishes){0}));
+        assert_int_equal(p.stage[0].bytes.parameters, b.parameters);
+        assert_int_equal(p.stage[0].bytes.gradients, b.gradients);
+        assert_int_equal(p.stage[0].bytes.optimizer, b.optimizer);
+        assert_int_equal(p.stage[0].bytes.saved, b.saved);
+        assert_int_equal(p.stage[0].bytes.scratch, b.scratch);
+        plan_free(&p);
+    }
+}
+
+// ---- splits ----
+
+// Every list of layers and of recomputing layers; the least time of those that fit.
+struct brute {
+    const struct split_task *t;
+    struct simulator sim;
+    struct split now;
+    double least;
+};
+
+static void try_recompute(struct brute *b, long stage)
+{
+    struct part_times part[16];
+    if (stage < b->t->p.stages) {
+        long n = 0;
+        for (long c = 0; c < b->t->p.chunks; c++) n += b->now.layers[c * b->t->p.stages + stage];
+        for (long r = 0; r <= n; r++) {
+            b->now.recompute[stage] = r;
+            struct stage_shape s = split_shape(b->t, &b->now, b->sim.schedule[stage].slots, stage);
+            struct model_bytes m = memory_stage(&b->t->memory, &s);
+            if (memory_total(&m) <= b->t->limit) try_recompute(b, stage + 1);
+        }
+        return;
+    }
+    split_times(part, b->t, &b->now);
+    b->least = fmin(b->least, simulator_run(&b->sim, part, b->t->message));
+}
+
+static void try_layers(struct brute *b, long part, long left)
+{
+    long parts = b->t->p.stages * b->t->p.chunks;
+    if (part == parts) {
+        if (!left) try_recompute(b, 0);
+        return;
+    }
+    for (long n = 1; n <= left; n++) {
+        b->now.layers[part] = n;
+        try_layers(b, part + 1, left - n);
+    }
+}
+
+static double seconds_of(const struct split_task *t, const struct split *s)
+{
+    struct simulator sim;
+    struct part_times part[MOST_PARTS];
+    OK_OR_FAIL(simulator_open(&sim, &t->p, false));
+    split_times(part, t, s);
+    double seconds = simulator_run(&sim, part, t->message);
+    simulator_close(&sim);
+    return seconds;
+}
+
+// Bytes between those of a stage that recomputes everything and one that keeps everything: there the lists matter.
+static double limit_between(const struct split_task *t, long layers, double share)
+{
+    double low = 0, high = 0;
+    for (int i = 0; i < 2; i++) {
+        struct stage_shape s = {.layers = layers, .recompute = i ? 0 : layers};
+        s.held[!i] = layers * t->p.stages;
+        struct model_bytes b = memory_stage(&t->memory, &s);
+        *(i ? &high : &low) = memory_total(&b);
+    }
+    return low + share * (high - low);
+}
+
+static void test_best_split(void **state)
+{
+    (void)state;
+    static const struct {
+        enum pipeline_kind kind;
+        long L, stages, chunks, m;
+        double share;
+    } cases[] = {{PIPELINE_1F1B, 7, 3, 1, 5, 0.3},        {PIPELINE_1F1B, 9, 3, 1, 8, 0.2},
+                 {PIPELINE_1F1B, 9, 4, 1, 6, 0.3},
+                 {PIPELINE_ZERO_BUBBLE, 8, 3, 1, 6, 0.9}, {PIPELINE_INTERLEAVED, 7, 2, 2, 5, 0.6},
+                 {PIPELINE_1F1B, 6, 1, 1, 3, 0.5},        {PIPELINE_1F1B, 12, 2, 1, 7, 0.2}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct config c = shape(cases[i].L);
+        struct cluster k = machine(1, 8);
+        struct layout l = layout_of_one;
+        l.pp = cases[i].stages;
+        l.virtual_stages = cases[i].chunks;
+        struct run r = run_of(&c, &k, l);
+        struct costs costs;
+        static struct split_task t;
+        static struct split s;
+        static struct brute b;
+        double message[8] = {0};
+        bool fits;
+        r.schedule = cases[i].kind;
+        r.recompute = RECOMPUTE_FULL;
+        r.B = 32;
+        r.global_batch = r.B * cases[i].m;
+        costs_of(&costs, &r);
+        split_task_of(&t, &r, &costs, message, 1);
+        t.limit = limit_between(&t, (cases[i].L + cases[i].stages - 1) / cases[i].stages, cases[i].share);
+        OK_OR_FAIL(split_best(&s, &fits, &t, true));
+        b = (struct brute){.t = &t, .least = INFINITY};
+        OK_OR_FAIL(simulator_open(&b.sim, &t.p, false));
+        try_layers(&b, 0, c.L);
+        simulator_close(&b.sim);
+        assert_true(fits && isfinite(b.least));
+        near(seconds_of(&t, &s), b.least, 1e-12);
+        long again = 0;
+        for (long x = 0; x < l.pp; x++) again += s.recompute[x];
+        assert_true(again > 0 && again < c.L); // the limit was felt
+    }
+}
+
+// 52 layers: no worse than every list within two layers of it, and the head's stage gets fewer.
+static void test_good_split(void **state)
+{
+    (void)state;
+    struct config c = shape(52);
+    struct cluster k = machine(2, 8);
+    struct layout l = {.pp = 12, .dp = 1, .tp = 1, .ep = 1, .etp = 1, .virtual_stages = 1};
+    struct run r = run_of(&c, &k, l);
+    struct plan p, even;
+    c.V = 800;
+    r.global_batch = 96;
+    k.memory_bytes.value = 1e12;
+    OK_OR_FAIL(plan_make(&even, &r, &(struct plan_wishes){0}));
+    OK_OR_FAIL(plan_make(&p, &r, &(struct plan_wishes){.best_layers = true, .refine = true}));
+    assert_true(p.step_s < even.step_s);
+    assert_true(p.stage[11].layers < p.stage[1].layers);
+    plan_free(&p);
+    plan_free(&even);
+}
+
+// 100 000 ranks and more in far less than 10 s.
+static void test_large(void **state)
+{
+    (void)state;
+    struct config c = shape(128);
+    struct cluster k = machine(16384, 8);
+    struct layout l = {.pp = 64, .dp = 256, .tp = 8, .ep = 8, .etp = 1, .virtual_stages = 2};
+    struct run r = run_of(&c, &k, l);
+    struct plan p;
+    c.H = c.G = 8;
+    r.schedule = PIPELINE_INTERLEAVED;
+    r.global_batch = 256 * 512 * r.B;
+    clock_t begin = clock();
+    OK_OR_FAIL(plan_make(&p, &r, &(struct plan_wishes){0}));
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    print_message("%ld ranks, %ld micro-batches: %.2f s\n", layout_ranks(&l), p.micro_batches, seconds);
+    assert_int_equal(p.micro_batches, 512);
+    assert_true(seconds < 10);
+    plan_free(&p);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return kernels_init(1) == OK ? 0 : -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bubbles),       cmocka_unit_test(test_closed_form), cmocka_unit_test(test_terms),
+        cmocka_unit_test(test_wires),         cmocka_unit_test(test_exchange),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_memory_of_one), cmocka_unit_test(test_best_split),  cmocka_unit_test(test_good_split),
+        cmocka_unit_test(test_large),         cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_sums),
+    };
+    return cmocka_run_group_tests(tests, setup, NULL);
+}
