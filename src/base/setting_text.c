@@ -79,7 +79,7 @@ enum status settings_dump(char **text, const struct settings *s)
         fputc('\n', out);
     }
     bool failed = ferror(out) != 0;
-    if (fclose(out) != 0 || failed) {
+    if (fclose(out) != 0 || failed || !dump) { // a stream of the C library may close well and leave NULL
         free(dump);
         return fail(ERR_MEMORY, "settings: no memory to write them");
     }

@@ -148,7 +148,7 @@ enum status config_write(char **text, const struct config *c)
     if (!o) return fail(ERR_MEMORY, "memory: refused while writing config.json (free some memory)");
     put_config(o, c, arch);
     bool failed = ferror(o) != 0;
-    failed |= fclose(o) != 0;
+    failed |= fclose(o) != 0 || !*text; // it may close well and leave NULL
     if (!failed) return OK;
     free(*text);
     return fail(ERR_MEMORY, "memory: refused while writing config.json (free some memory)");
