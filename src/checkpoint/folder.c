@@ -329,15 +329,29 @@ float model_folder_scale(const struct model_folder *f, long i, long element)
     return f->scale[i] ? scale_value(f->scale[i], scale_at(&g, element)) : 1;
 }
 
+// Whole rows go to the kernel together, as many as have room for their scales; what begins or ends inside a row goes
+// scale by scale.
 static void read_fp8(float *to, const struct model_folder *f, long i, uint8_t *code, long from, long n)
 {
+    enum { SCALES = 2048 };
+    float scale[SCALES];
     struct scale_grid g = scales_of(f, i);
-    for (long at = 0, run; at < n; at += run) {
-        float scale = scale_value(f->scale[i], scale_at(&g, from + at));
-        run = scale_run(&g, from + at);
-        if (run > n - at) run = n - at;
+    for (long at = 0, some; at < n; at += some) {
+        long row = (from + at) / g.width, rows = g.columns > SCALES || (from + at) % g.width ? 0 : (n - at) / g.width;
+        if (rows > SCALES / g.columns) rows = SCALES / g.columns;
+        for (long j = 0; j < rows * g.columns; j++) {
+            long element = (row + j / g.columns) * g.width + j % g.columns * g.piece_columns;
+            scale[j] = scale_value(f->scale[i], scale_at(&g, element));
+        }
+        some = rows * g.width;
+        if (rows == 0) {
+            some = scale_run(&g, from + at) < n - at ? scale_run(&g, from + at) : n - at;
+            scale[0] = scale_value(f->scale[i], scale_at(&g, from + at));
+        }
         kernels_for(F32)->cast((struct tensor){.data = to + at, .dtype = F32},
-                               (struct tensor){.data = code + at, .scale = &scale, .dtype = F8_E4M3}, 1, run);
+                               (struct tensor){.data = code + at, .scale = scale, .dtype = F8_E4M3,
+                                               .scale_columns = rows ? (int)g.columns : 0},
+                               rows ? rows : 1, rows ? g.width : some);
     }
 }
 

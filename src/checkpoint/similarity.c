@@ -25,9 +25,7 @@ static void add_norms(struct pass *p, long part, long from, long n)
 {
     for (long e = 0; e < p->E; e++) {
         model_folder_read(p->values, p->f, p->first + e * p->parts + part, from, n);
-        double squares = 0;
-        for (long i = 0; i < n; i++) squares += (double)p->values[i] * p->values[i];
-        p->inverse[e] += squares;
+        p->inverse[e] += kernels_for(F32)->sum_squares(p->values, n);
     }
 }
 
@@ -36,7 +34,9 @@ static double sum_of_units(struct pass *p, long part, long from, long n)
     memset(p->sum, 0, (size_t)n * sizeof *p->sum);
     for (long e = 0; e < p->E; e++) {
         model_folder_read(p->values, p->f, p->first + e * p->parts + part, from, n);
-        for (long i = 0; i < n; i++) p->sum[i] += p->values[i] * p->inverse[e];
+        double *restrict sum = p->sum, inverse = p->inverse[e];
+        const float *restrict x = p->values;
+        for (long i = 0; i < n; i++) sum[i] += x[i] * inverse;
     }
     double squares = 0;
     for (long i = 0; i < n; i++) squares += p->sum[i] * p->sum[i];

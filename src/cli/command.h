@@ -21,4 +21,8 @@ extern const long commands_n;
 MUST_USE enum status command_start(const struct settings *s, struct common_options *common, bool *set, bool *done,
                                    int argc, char **argv);
 
+// For converting a folder: unless --threads says how many, one fewer than all, for each file that is written has a
+// thread of its own, and a kernel whose threads wait for each other would wait for it.
+MUST_USE enum status command_threads_beside_writing(const struct common_options *common);
+
 #endif

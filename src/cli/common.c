@@ -15,3 +15,8 @@ enum status command_start(const struct settings *s, struct common_options *commo
     log_quiet(common->quiet);
     return kernels_init(common->threads);
 }
+
+enum status command_threads_beside_writing(const struct common_options *common)
+{
+    return common->threads == 0 && kernels_threads() > 1 ? kernels_init(kernels_threads() - 1) : OK;
+}

@@ -162,8 +162,10 @@ static enum status run(int argc, char **argv)
     if (done) return OK;
     if (!options.model) return fail(ERR_CONFIG, "--model: is missing (name a model folder)");
     if (!options.output) return fail(ERR_CONFIG, "--output: is missing (name a folder to write)");
+    TRY(command_threads_beside_writing(&common));
     TRY(quantize_folder(&r, &S, &common));
-    enum status status = options.data ? compare_folders(&c, S, common.seed) : OK;
+    enum status status = options.data ? kernels_init(common.threads) : OK; // all of them again
+    if (status == OK && options.data) status = compare_folders(&c, S, common.seed);
     if (status == OK && common.json) status = print_json(&r, &c);
     else if (status == OK) print_people(&r, &c);
     free(r.tensor);

@@ -156,6 +156,7 @@ static enum status run(int argc, char **argv)
     TRY(command_start(&settings, &common, set, &done, argc, argv));
     if (done) return OK;
     TRY(check_options(set));
+    TRY(command_threads_beside_writing(&common));
     TRY(open_model(&from));
     enum status status = upcycle_folder(&from, set, &common);
     model_folder_close(&from);

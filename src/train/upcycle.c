@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 
-enum { CHUNK = 1 << 20 }; // elements in memory at a time
+enum { CHUNK = 1 << 20 }; // elements in memory at a time, but at least a row
 
 struct moments {
     double mean, std;
@@ -22,9 +22,11 @@ struct upcycling {
     long G;                      // experts that hold one dense FFN together, a virtual group
     struct param_list list;      // of the result
     struct folder_writer *w;
-    float *values, *random;      // [CHUNK]
-    void *converted;             // [CHUNK] in c.dtype
+    long room;                   // elements that these hold:
+    float *values, *random;
+    void *converted;             // in c.dtype
     bool *dropped;               // [F] intermediate columns of the present expert that are redrawn
+    long *dropped_column, dropped_n; // those, in order
     long dropped_layer, dropped_expert; // whose they are
     struct moments *parent_moments; // [from->params.n] of dense tensors that experts were made of
     struct progress progress;
@@ -52,10 +54,11 @@ static long parent_of(const struct upcycling *u, const struct param *p)
 
 // ---- statistics of dense weights ----
 
-// Which intermediate column element i of p belongs to.
-static long column_of(const struct upcycling *u, const struct param *p, long i)
+// How many rows of p from `row` on are in memory together.
+static long some_rows(const struct upcycling *u, const struct param *p, long row)
 {
-    return p->kind->rows == DIM_F ? i / p->columns : i % u->c.F;
+    long most = u->room / p->columns;
+    return p->rows - row < most ? p->rows - row : most;
 }
 
 static struct moments moments_from(double sum, double squares, long n)
@@ -78,21 +81,29 @@ static struct moments moments_of(struct upcycling *u, const struct param *p, lon
     return moments_from(sum, squares, elements);
 }
 
+// In w1 and w3 an intermediate column of the FFN is a row, in w2 a column. Sums go from element to element, so that
+// what is drawn from them does not depend on how many are read at a time.
 static struct moments moments_of_dropped(struct upcycling *u, const struct param *p, long parent)
 {
-    long elements = p->rows * p->columns, counted = 0;
     double sum = 0, squares = 0;
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK;
-        model_folder_read(u->values, u->from, parent, at, n);
-        for (long i = 0; i < n; i++) {
-            if (!u->dropped[column_of(u, p, at + i)]) continue;
-            sum += u->values[i];
-            squares += (double)u->values[i] * u->values[i];
-            counted++;
+    for (long row = 0, rows; row < p->rows; row += rows) {
+        rows = some_rows(u, p, row);
+        model_folder_read(u->values, u->from, parent, row * p->columns, rows * p->columns);
+        for (long r = 0; r < rows; r++) {
+            const float *x = u->values + r * p->columns;
+            bool whole = p->kind->rows == DIM_F;
+            for (long i = 0; whole && u->dropped[row + r] && i < p->columns; i++) {
+                sum += x[i];
+                squares += (double)x[i] * x[i];
+            }
+            for (long j = 0; !whole && j < u->dropped_n; j++) {
+                double v = x[u->dropped_column[j]];
+                sum += v;
+                squares += v * v;
+            }
         }
     }
-    return moments_from(sum, squares, counted);
+    return moments_from(sum, squares, u->dropped_n * (p->rows * p->columns / u->c.F));
 }
 
 // The same columns for w1, w3 and w2 of an expert [Drop-Upcycling, arXiv 2502.19261].
@@ -105,6 +116,9 @@ static void choose_dropped(struct upcycling *u, const struct param *p)
     long n = lround(u->o->drop * (double)u->c.F);
     memset(u->dropped, 0, (size_t)u->c.F * sizeof *u->dropped);
     for (long i = 0; i < n; i++) u->dropped[rng_permute((uint64_t)i, F, (uint64_t)u->o->seed, stream)] = true;
+    u->dropped_n = 0;
+    for (long f = 0; f < u->c.F; f++)
+        if (u->dropped[f]) u->dropped_column[u->dropped_n++] = f;
     u->dropped_layer = p->layer;
     u->dropped_expert = p->expert;
 }
@@ -134,30 +148,24 @@ static void draw(struct upcycling *u, float *to, const struct param *p, struct m
 // ---- granular: experts e G .. e G + G - 1, a virtual group, are the shards of one dense FFN ----
 
 // Their rows of the router are equal, so that they are chosen together.
-static void draw_router(struct upcycling *u, const struct param *p, long at, long n)
+static void draw_router(struct upcycling *u, const struct param *p, long row, long rows)
 {
-    for (long done = 0, some; done < n; done += some) {
-        long row = (at + done) / p->columns, column = (at + done) % p->columns;
-        some = p->columns - column < n - done ? p->columns - column : n - done;
-        draw(u, u->values + done, p, (struct moments){0, u->o->router_std}, row / u->G * p->columns + column, some);
-    }
+    struct moments m = {0, u->o->router_std};
+    for (long r = 0; r < rows; r++)
+        draw(u, u->values + r * p->columns, p, m, (row + r) / u->G * p->columns, p->columns);
 }
 
-// Elements at .. at + n of p as they are in the dense tensor that p is or whose shard it is: rows of w1 and w3, columns
-// of w2.
-static void read_parent(struct upcycling *u, const struct param *p, long parent, long at, long n)
+// Those rows of p as they are in the dense tensor that p is or whose shard it is: rows of w1 and w3, columns of w2.
+static void read_parent(struct upcycling *u, const struct param *p, long parent, long row, long rows)
 {
-    const struct param *dense = &u->from->params.item[parent];
-    long shard = p->expert < 0 ? 0 : p->expert % u->G, first = shard * p->rows * p->columns;
-    if (dense->columns == p->columns) {
-        model_folder_read(u->values, u->from, parent, first + at, n);
+    long shard = p->expert < 0 ? 0 : p->expert % u->G, columns = p->columns;
+    long wide = u->from->params.item[parent].columns;
+    if (wide == columns) {
+        model_folder_read(u->values, u->from, parent, (shard * p->rows + row) * columns, rows * columns);
         return;
     }
-    for (long done = 0, some; done < n; done += some) {
-        long row = (at + done) / p->columns, column = (at + done) % p->columns;
-        some = p->columns - column < n - done ? p->columns - column : n - done;
-        model_folder_read(u->values + done, u->from, parent, row * dense->columns + shard * p->columns + column, some);
-    }
+    for (long r = 0; r < rows; r++)
+        model_folder_read(u->values + r * columns, u->from, parent, (row + r) * wide + shard * columns, columns);
 }
 
 // The K weights of a token, which add up to 1, fall on K / G copies of every shard: a shard's output counts 1 / G of
@@ -188,9 +196,29 @@ static struct moments moments_for(struct upcycling *u, const struct param *p, lo
     return (struct moments){0, 0};
 }
 
-// The n elements of an expert's matrix that stand in u->values, changed as the method says.
-static void change(struct upcycling *u, const struct param *p, struct moments m, long at, long n)
+// Only what is dropped is drawn, in w1 and w3.
+static void redraw(struct upcycling *u, const struct param *p, struct moments m, long row, long rows)
 {
+    long columns = p->columns;
+    if (p->kind->rows == DIM_F) {
+        for (long r = row, end; r < row + rows; r = end + 1) {
+            for (end = r; end < row + rows && u->dropped[end];) end++;
+            draw(u, u->values + (r - row) * columns, p, m, r * columns, (end - r) * columns);
+        }
+        return;
+    }
+    draw(u, u->random, p, m, row * columns, rows * columns);
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < u->dropped_n; j++) {
+            long i = r * columns + u->dropped_column[j];
+            u->values[i] = u->random[i];
+        }
+}
+
+// The rows of an expert's matrix that stand in u->values, changed as the method says.
+static void change(struct upcycling *u, const struct param *p, struct moments m, long row, long rows)
+{
+    long at = row * p->columns, n = rows * p->columns;
     double scale;
     switch (u->o->method) {
     case UPCYCLE_COPY: break;
@@ -198,11 +226,7 @@ static void change(struct upcycling *u, const struct param *p, struct moments m,
         draw(u, u->random, p, m, at, n);
         u->k->add(u->values, u->values, u->random, n);
         break;
-    case UPCYCLE_DROP:
-        draw(u, u->random, p, m, at, n);
-        for (long i = 0; i < n; i++)
-            if (u->dropped[column_of(u, p, at + i)]) u->values[i] = u->random[i];
-        break;
+    case UPCYCLE_DROP: redraw(u, p, m, row, rows); break;
     case UPCYCLE_GRANULAR:
         scale = granular_scale(u, p);
         for (long i = 0; i < n && scale != 1; i++) u->values[i] = (float)(u->values[i] * scale);
@@ -216,17 +240,17 @@ static enum status write_tensor(struct upcycling *u, const struct param *p, long
     const struct stored_tensor *t = parent < 0 ? NULL : u->from->stored[parent];
     bool changes = t && p->expert >= 0 && u->o->method != UPCYCLE_COPY;
     struct moments m = changes ? moments_for(u, p, parent) : (struct moments){0, 0};
-    long elements = p->rows * p->columns, size = dtype_size(u->c.dtype);
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK;
+    long row_bytes = p->columns * dtype_size(u->c.dtype);
+    for (long row = 0, rows; row < p->rows; row += rows) {
+        rows = some_rows(u, p, row);
         if (t && !changes && t->type == (int)u->c.dtype) {
-            TRY(put(u, t->data + at * size, n * size));
+            TRY(put(u, t->data + row * row_bytes, rows * row_bytes));
             continue;
         }
-        if (t) read_parent(u, p, parent, at, n);
-        else draw_router(u, p, at, n);
-        if (changes) change(u, p, m, at, n);
-        TRY(put_values(u, n));
+        if (t) read_parent(u, p, parent, row, rows);
+        else draw_router(u, p, row, rows);
+        if (changes) change(u, p, m, row, rows);
+        TRY(put_values(u, rows * p->columns));
     }
     return OK;
 }
@@ -311,13 +335,18 @@ static enum status measure_similarity(double *similarity, const struct upcycling
 
 static enum status upcycle_into(struct upcycle_result *r, struct upcycling *u, const char *to)
 {
-    u->values = malloc(CHUNK * sizeof *u->values);
-    u->random = malloc(CHUNK * sizeof *u->random);
-    u->converted = malloc(CHUNK * sizeof(float));
+    u->room = CHUNK;
+    for (long i = 0; i < u->list.n; i++)
+        if (u->list.item[i].columns > u->room) u->room = u->list.item[i].columns;
+    u->values = malloc((size_t)u->room * sizeof *u->values);
+    u->random = malloc((size_t)u->room * sizeof *u->random);
+    u->converted = malloc((size_t)u->room * sizeof(float));
     u->dropped = malloc((size_t)u->c.F * sizeof *u->dropped);
+    u->dropped_column = malloc((size_t)u->c.F * sizeof *u->dropped_column);
     u->parent_moments = calloc((size_t)u->from->params.n, sizeof *u->parent_moments);
     r->similarity = malloc((size_t)u->c.L * sizeof *r->similarity);
-    if (!u->values || !u->random || !u->converted || !u->dropped || !u->parent_moments || !r->similarity)
+    if (!u->values || !u->random || !u->converted || !u->dropped || !u->dropped_column || !u->parent_moments ||
+        !r->similarity)
         return fail(ERR_MEMORY, "memory: refused while upcycling (free some memory)");
     TRY(write_folder(u, to));
     return measure_similarity(r->similarity, u, to);
@@ -340,6 +369,7 @@ enum status upcycle(struct upcycle_result *r, const struct model_folder *from, c
     free(u.random);
     free(u.converted);
     free(u.dropped);
+    free(u.dropped_column);
     free(u.parent_moments);
     if (status == OK) *r = result;
     else free(result.similarity);
