@@ -11,7 +11,7 @@ struct command {
 };
 
 extern const struct command command_prepare, command_train, command_upcycle, command_eval, command_quantize,
-    command_generate, command_chat, command_inspect, command_report, command_bench;
+    command_generate, command_chat, command_inspect, command_report, command_bench, command_plan;
 
 extern const struct command *const commands[];
 extern const long commands_n;

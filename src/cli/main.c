@@ -13,6 +13,7 @@
 const struct command *const commands[] = { // in the order of the life of a model
     &command_prepare,  &command_train,    &command_upcycle, &command_eval,  &command_quantize,
     &command_generate, &command_chat,     &command_inspect, &command_report, &command_bench,
+    &command_plan,
 };
 const long commands_n = sizeof commands / sizeof commands[0];
 

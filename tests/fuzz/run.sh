@@ -14,6 +14,7 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 parsers='
 chat       src/data/chat_folder.c
 checksums  src/checkpoint/verify.c
+cluster    src/plan/cluster.c
 config     src/model/config.c
 generation src/eval/generate.c          add_end|read_ends|end_ids_read
 ids        src/cli/ids.c
