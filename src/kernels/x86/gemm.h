@@ -15,7 +15,7 @@ struct operand {
     enum dtype dtype; // F32, BF16, F8_E4M3
     long stride;
     bool transposed;
-    const float *scale; // F8_E4M3, transposed: of blocks, as in struct tensor, multiplied while widening; or NULL
+    const float *scale; // F8_E4M3, transposed: of blocks, as in struct tensor, for the sums over a block; or NULL
     long scale_columns;
 };
 

@@ -6,14 +6,7 @@
 
 #include "kernels/x86/gemm.inc"
 
-// A code of e4m3 times its block's scale is no bfloat16: such products are f32's.
-static void run(const struct gemm *g, const struct gemm_groups *groups)
-{
-    if (g->b.scale) gemm_avx512(g, groups);
-    else gemm_avx512bf16(g, groups);
-}
-
-#define RUN run
+#define RUN gemm_avx512bf16
 #define EL_DTYPE BF16
 #define NAME(x) x##_bf16
 #define NO_ROUTER

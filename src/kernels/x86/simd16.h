@@ -184,6 +184,7 @@ static inline vf strip_sums(vf a, vf b, vf c, vf d)
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     return _mm512_castpd_ps(_mm512_permutexvar_pd(order, _mm512_castps_pd(sums)));
 }
+static inline vf load_half_twice(const float *p) { return _mm512_broadcast_f32x8(_mm256_loadu_ps(p)); }
 static inline void add_low_half(float *to, vf x, int add) // = or +=
 {
     __m256 half = _mm512_castps512_ps256(x);

@@ -198,6 +198,7 @@ static inline vf strip_sums(vf a, vf b, vf c, vf d)
     vf sums = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(sums), 0xd8));
 }
+static inline vf load_half_twice(const float *p) { return _mm256_set_m128(_mm_loadu_ps(p), _mm_loadu_ps(p)); }
 static inline void add_low_half(float *to, vf x, int add)
 {
     __m128 half = _mm256_castps256_ps128(x);
