@@ -125,10 +125,7 @@ static enum status print_json(void)
     }
     json_end(&o, ']');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static enum status measure_rows(const struct config *c)

@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "cli/command.h"
 #include "cli/report_data.h"
 #include "data/dataset.h"
 #include "train/trainer.h"
@@ -260,10 +261,7 @@ static enum status print_json(const struct outcome *out, const struct balance_op
     }
     json_end(&j, ']');
     json_end(&j, '}');
-    enum status status = json_out_status(&j);
-    if (status == OK) printf("%s\n", j.text);
-    json_out_free(&j);
-    return status;
+    return command_print_json(&j);
 }
 
 enum status bench_balance(const struct balance_options *given, bool json)

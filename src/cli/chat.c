@@ -97,10 +97,8 @@ static enum status print_json(const struct answer *a)
     json_put_long(&o, "forgotten_turns", a->forgotten);
     json_put_text(&o, "finish_reason", finish_name(a->finish));
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status == OK ? flushed() : status;
+    TRY(command_print_json(&o));
+    return flushed();
 }
 
 static enum status print_end(const struct answer *a, const struct output_rule *rule)

@@ -2,6 +2,7 @@
 #ifndef SKYMOE_CLI_COMMAND_H
 #define SKYMOE_CLI_COMMAND_H
 
+#include "base/json.h"
 #include "base/setting.h"
 
 struct command {
@@ -24,5 +25,8 @@ MUST_USE enum status command_start(const struct settings *s, struct common_optio
 // For converting a folder: unless --threads says how many, one fewer than all, for each file that is written has a
 // thread of its own, and a kernel whose threads wait for each other would wait for it.
 MUST_USE enum status command_threads_beside_writing(const struct common_options *common);
+
+// A command's result as a line on standard output; frees o either way.
+MUST_USE enum status command_print_json(struct json_out *o);
 
 #endif

@@ -16,6 +16,14 @@ enum status command_start(const struct settings *s, struct common_options *commo
     return kernels_init(common->threads);
 }
 
+enum status command_print_json(struct json_out *o)
+{
+    enum status status = json_out_status(o);
+    if (status == OK) printf("%s\n", o->text);
+    json_out_free(o);
+    return status;
+}
+
 enum status command_threads_beside_writing(const struct common_options *common)
 {
     return common->threads == 0 && kernels_threads() > 1 ? kernels_init(kernels_threads() - 1) : OK;

@@ -81,10 +81,7 @@ static enum status print_json(const struct writer *w, enum finish finish)
     for (long i = 0; i < w->n - w->prompt_n; i++) json_put_real(&o, NULL, w->logprob[i]);
     json_end(&o, ']');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static enum status write_text(struct inference *i, struct kv_cache *kv, struct sampler *sampler, struct writer *w,

@@ -177,10 +177,7 @@ static enum status print_json(const struct subject *s)
     }
     if (options.verify) json_put_bool(&o, "verified", true);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 // ---- the command ----

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/command.h"
 #include "cli/plan.h"
 
 enum { MOST_BATCHES = 64 };
@@ -154,10 +155,7 @@ static enum status print_json(const struct answer *a, const struct answer *other
     for (long i = 0; decode_assumption(i); i++) json_put_text(&o, NULL, decode_assumption(i));
     json_end(&o, ']');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static void print(const struct answer *a, const struct answer *b, const struct plan_request *q,

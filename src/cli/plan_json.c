@@ -4,6 +4,7 @@
 
 #include "base/files.h"
 #include "cli/chart.h"
+#include "cli/command.h"
 #include "cli/plan.h"
 
 static const char *const levels[] = {"none", "moe", "full"};
@@ -97,10 +98,7 @@ enum status plan_print_json(const struct plan *p, const struct search_result *s,
         json_end(&o, '}');
     }
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 // ---- SVG ----

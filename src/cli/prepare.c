@@ -98,10 +98,7 @@ static enum status print_json(const struct prepare_result *r, double seconds)
     json_put_long(&o, "vocab_size", r->vocab);
     json_put_real(&o, "seconds", seconds);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static void print_table(const struct prepare_result *r)

@@ -120,10 +120,7 @@ static enum status print_json(const struct quantize_result *r, const struct comp
         json_put_null(&o, "kl_max");
     }
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 // Data that cannot be used are found before hours of quantising, not after.

@@ -49,10 +49,7 @@ static enum status report(bool json)
     json_put_text(&o, "output", path);
     json_put_long(&o, "runs", options.run.n);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static enum status run(int argc, char **argv)

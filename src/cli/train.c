@@ -42,10 +42,7 @@ static enum status print_result(const struct trainer *t, bool json)
     else json_put_null(&o, "loss");
     json_put_bool(&o, "finished", t->state.step >= t->o.train_steps);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 // A picture of the run so far. The weights are safe by now: that it cannot be drawn must not look like a failed run.

@@ -97,10 +97,7 @@ static enum status print_json(const struct upcycle_result *r, long L)
     for (long l = 0; l < L && r->similarity; l++) json_put_real(&o, NULL, r->similarity[l]);
     json_end(&o, ']');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) printf("%s\n", o.text);
-    json_out_free(&o);
-    return status;
+    return command_print_json(&o);
 }
 
 static enum upcycle_method method_named(const char *name)
