@@ -1,118 +1,10 @@
-// The C program against golden values that tools/golden.py computed independently in NumPy and float64: logits, loss,
-// every gradient, routing with drops, balance losses, two AdamW steps, coefficients, decode and FP8 of tiny models.
-// In F64 the two must agree to rounding; in F32 to what single precision leaves. One file, for all read the same golden
-// folders through the same few helpers.
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
+// Training against golden values (golden_util.h): logits, loss, every gradient, routing with drops, balance losses, two
+// AdamW steps, coefficients, biases.
+#include "golden_util.h"
 
-#include "base/json.h"
-#include "checkpoint/folder.h"
-#include "model/decode.h"
-#include "quant/quantize.h"
 #include "train/balance.h"
 #include "train/optimizer.h"
 #include "train/trace.h"
-
-#include <cmocka.h> // last: it defines fail as a macro
-
-#define OK_OR_FAIL(call)                                                                                               \
-    do {                                                                                                               \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                                   \
-    } while (0)
-
-static char golden_folder[PATH_LENGTH] = "tests/golden";
-
-struct golden {
-    char path[PATH_LENGTH];
-    cJSON *json;
-    struct safetensors values;
-    struct model_folder folder;
-    long B, S, T, micro, targets; // micro: sequences of a micro-batch
-};
-
-static void golden_open(struct golden *g, const char *name)
-{
-    char path[PATH_LENGTH];
-    *g = (struct golden){0};
-    OK_OR_FAIL(path_join(g->path, golden_folder, name));
-    OK_OR_FAIL(path_join(path, g->path, "golden.json"));
-    OK_OR_FAIL(json_read(&g->json, path, 1 << 20));
-    OK_OR_FAIL(path_join(path, g->path, "golden.safetensors"));
-    OK_OR_FAIL(safetensors_open(&g->values, path));
-    OK_OR_FAIL(path_join(path, g->path, "model"));
-    OK_OR_FAIL(model_folder_open(&g->folder, path));
-    OK_OR_FAIL(json_long(&g->B, g->json, "batch", 0, 1, 100, name));
-    OK_OR_FAIL(json_long(&g->S, g->json, "sequence", 0, 1, 100, name));
-    OK_OR_FAIL(json_long(&g->micro, g->json, "micro_batch", 0, 1, 100, name));
-    OK_OR_FAIL(json_long(&g->targets, g->json, "targets", 0, 1, 10000, name));
-    g->T = g->B * g->S;
-}
-
-static void golden_close(struct golden *g)
-{
-    model_folder_close(&g->folder);
-    safetensors_close(&g->values);
-    cJSON_Delete(g->json);
-}
-
-static double number(const cJSON *object, const char *field)
-{
-    double x;
-    OK_OR_FAIL(json_real(&x, object, field, NAN, -1e30, 1e30, "golden.json"));
-    if (isnan(x)) fail_msg("golden.json: no number %s", field);
-    return x;
-}
-
-static const char *word(const cJSON *object, const char *field)
-{
-    const char *text;
-    OK_OR_FAIL(json_text(&text, object, field, "", "golden.json"));
-    return text;
-}
-
-// A tensor of golden.safetensors as a new array of doubles (I32, U8, F32, F64).
-static double *values_of(const struct golden *g, const char *prefix, const char *name, long *n)
-{
-    char full[300];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    const struct stored_tensor *t = safetensors_find(&g->values, full);
-    if (!t) fail_msg("%s: no tensor %s", g->path, full);
-    double *x = test_malloc((size_t)(t->elements + 1) * sizeof *x);
-    for (long i = 0; i < t->elements; i++) {
-        if (!strcmp(t->dtype, "F64")) {
-            memcpy(&x[i], t->data + 8 * i, 8);
-        } else if (!strcmp(t->dtype, "F32")) {
-            float f;
-            memcpy(&f, t->data + 4 * i, 4);
-            x[i] = f;
-        } else if (!strcmp(t->dtype, "I32")) {
-            int v;
-            memcpy(&v, t->data + 4 * i, 4);
-            x[i] = v;
-        } else {
-            assert_string_equal(t->dtype, "U8");
-            x[i] = t->data[i];
-        }
-    }
-    *n = t->elements;
-    return x;
-}
-
-static int *ints_of(const struct golden *g, const char *name, long want)
-{
-    long n;
-    double *x = values_of(g, "", name, &n);
-    assert_int_equal(n, want);
-    int *out = test_malloc((size_t)(n + 1) * sizeof *out);
-    for (long i = 0; i < n; i++) out[i] = (int)x[i];
-    test_free(x);
-    return out;
-}
 
 // n elements of device memory in F32 or F64, as doubles.
 static double *from_device(const struct kernels *k, const void *data, enum dtype type, long n)
@@ -123,63 +15,6 @@ static double *from_device(const struct kernels *k, const void *data, enum dtype
     for (long i = 0; i < n; i++) x[i] = type == F64 ? ((double *)raw)[i] : ((float *)raw)[i];
     test_free(raw);
     return x;
-}
-
-// Largest |a - b| over the largest |b|. NaN and infinity anywhere give infinity.
-static double difference(const double *a, const double *b, long n)
-{
-    double worst = 0, size = 1e-9;
-    for (long i = 0; i < n; i++) {
-        double d = fabs(a[i] - b[i]);
-        if (!(d < INFINITY)) return INFINITY;
-        if (d > worst) worst = d;
-        if (fabs(b[i]) > size) size = fabs(b[i]);
-    }
-    return worst / size;
-}
-
-static void expect_near(const char *what, double got, double want, double tolerance)
-{
-    double error = fabs(got - want) / (fabs(want) > 1e-6 ? fabs(want) : 1e-6);
-    if (!(error <= tolerance)) fail_msg("%s is %.12g, golden %.12g (relative error %.2e)", what, got, want, error);
-}
-
-static double tolerance_of(enum dtype type)
-{
-    return type == F64 ? 1e-11 : 5e-5;
-}
-
-static struct moe_rule rule_of(const struct golden *g)
-{
-    struct moe_rule r = {.virtual_capacity = {11, 10}};
-    if (!g->folder.config.E) return moe_rule_inference;
-    if (!strcmp(word(g->json, "capacity_factor"), "1.1")) r.capacity = (struct decimal){11, 10};
-    r.policy = !strcmp(word(g->json, "policy"), "position") ? DROP_POSITION : DROP_PROBS;
-    const char *aux = word(g->json, "aux");
-    r.aux = !strcmp(aux, "switch") ? AUX_SWITCH : !strcmp(aux, "skywork") ? AUX_SKYWORK : AUX_NONE;
-    r.z_coeff = number(g->json, "z_coeff");
-    const char *scope = word(g->json, "scope");
-    r.scope = !strcmp(scope, "sequence") ? SCOPE_SEQUENCE : !strcmp(scope, "global") ? SCOPE_GLOBAL : SCOPE_MICRO;
-    return r;
-}
-
-static void open_model(struct model *m, const struct golden *g, enum dtype type, enum recompute recompute)
-{
-    struct model_options o = {.dtype = type, .training = true, .B = g->micro, .S = g->S, .positions = g->S,
-                              .recompute = recompute, .recompute_layers = -1, .rule = rule_of(g)};
-    struct config c = g->folder.config;
-    c.dtype = type;
-    OK_OR_FAIL(model_init(m, &c, &o));
-    OK_OR_FAIL(model_folder_load(m, &g->folder));
-    model_masters_from_values(m);
-    const cJSON *layers = cJSON_GetObjectItem(g->json, "layers");
-    for (long l = 0; l < (c.E ? c.L : 0); l++) {
-        const cJSON *layer = cJSON_GetArrayItem(layers, (int)l), *before = cJSON_GetObjectItem(layer, "previous_p");
-        m->balance[l].alpha = number(layer, "alpha");
-        m->balance[l].has_global = true; // used with scope global only
-        for (long e = 0; e < c.E; e++)
-            m->balance[l].global_p[e] = cJSON_GetArrayItem(before, (int)e)->valuedouble;
-    }
 }
 
 // Routing of one micro-batch: its tokens begin at `first` of the golden arrays.
@@ -316,6 +151,11 @@ static void compare_balance(const struct golden *g, const struct model *m, doubl
     }
 }
 
+static double tolerance_of(enum dtype type)
+{
+    return type == F64 ? 1e-11 : 5e-5;
+}
+
 static void step_case(const char *name, enum dtype type, enum recompute recompute)
 {
     struct golden g;
@@ -337,9 +177,6 @@ static void step_case(const char *name, enum dtype type, enum recompute recomput
     model_free(&m);
     golden_close(&g);
 }
-
-static const char *const cases[] = {"llama", "mixtral", "skywork-probs", "skywork-position", "skymoe-bias"};
-enum { CASES = sizeof cases / sizeof *cases };
 
 static void test_step_f64(void **state)
 {
@@ -512,147 +349,14 @@ static void test_bias(void **state)
     golden_close(&g);
 }
 
-// Whether a row's products are the same bits however many rows there are: all but oneDNN promise it.
-static bool rows_alone(void)
-{
-    for (long i = 0; i < kernel_rows_n; i++) {
-        bool product = strstr(kernel_rows[i].name, "matmul") || strstr(kernel_rows[i].name, "grouped");
-        if (product && !strcmp(kernel_source(F32, i), "dnnl") && strstr(kernel_rows[i].name, "_nt")) return false;
-    }
-    return true;
-}
-
-// Inference over KV pages gives the same logits, whatever the pieces in which the tokens come.
-static void test_decode(void **state)
-{
-    (void)state;
-    static const long pieces[][4] = {{13}, {1, 12}, {5, 3, 5}, {12, 1}};
-    for (int i = 0; i < CASES; i++) {
-        struct golden g;
-        struct model m;
-        struct kv_cache kv;
-        golden_open(&g, cases[i]);
-        struct model_options o = {.dtype = F32, .B = 1, .S = g.S, .positions = g.S, .rule = moe_rule_inference};
-        struct config c = g.folder.config;
-        OK_OR_FAIL(model_init(&m, &c, &o));
-        OK_OR_FAIL(model_folder_load(&m, &g.folder));
-        OK_OR_FAIL(kv_cache_init(&kv, &m, 1, 2 * PAGE_TOKENS, g.S));
-        int *token = ints_of(&g, "token", g.T);
-        long n;
-        double *want = values_of(&g, "", "decode_logits", &n);
-        assert_int_equal(n, g.S * c.V);
-        float *all = test_malloc((size_t)n * sizeof *all), *last = test_malloc((size_t)c.V * sizeof *last);
-        double *got = test_malloc((size_t)n * sizeof *got);
-        float *whole = test_malloc((size_t)n * sizeof *whole);
-        for (int way = 0; way < 4; way++) {
-            long at = 0;
-            for (int p = 0; p < 4 && pieces[way][p]; p++) {
-                OK_OR_FAIL(kv_append(&kv, 0, token + at, pieces[way][p], last, all + at * c.V));
-                at += pieces[way][p];
-                if (rows_alone()) assert_memory_equal(last, all + (at - 1) * c.V, (size_t)c.V * sizeof *last);
-            }
-            if (way == 0) memcpy(whole, all, (size_t)n * sizeof *all);
-            if (rows_alone()) assert_memory_equal(all, whole, (size_t)n * sizeof *all);
-            for (long j = 0; j < n; j++) got[j] = all[j];
-            double error = difference(got, want, n);
-            print_message("%s decode way %d: %.1e\n", cases[i], way, error);
-            if (!(error <= 5e-5)) fail_msg("decode logits differ by %.2e of the largest", error);
-            kv_cache_drop(&kv, 0);
-        }
-        test_free(all);
-        test_free(last);
-        test_free(whole);
-        test_free(got);
-        test_free(want);
-        test_free(token);
-        kv_cache_free(&kv);
-        model_free(&m);
-        golden_close(&g);
-    }
-}
-
-// FP8 folders: bytes and scales of layer 0 (q, k, v share a scale; w1 and w3 share one).
-static void test_fp8(void **state)
-{
-    (void)state;
-    for (int i = 2; i < CASES; i++) {
-        struct golden g;
-        struct quantize_result r;
-        struct model_folder q;
-        char base[] = "/tmp/skymoe-golden-XXXXXX", path[PATH_LENGTH];
-        golden_open(&g, cases[i]);
-        assert_non_null(mkdtemp(base));
-        OK_OR_FAIL(path_join(path, base, "fp8"));
-        OK_OR_FAIL(quantize_fp8(&r, &g.folder, path, SCALING_TENSOR));
-        free(r.tensor);
-        OK_OR_FAIL(model_folder_open(&q, path));
-        long seen = 0, bytes = 0;
-        for (long t = 0; t < q.params.n; t++) {
-            char name[300];
-            snprintf(name, sizeof name, "fp8.%s", q.params.item[t].name);
-            if (!safetensors_find(&g.values, name)) continue;
-            long n, one;
-            double *want = values_of(&g, "", name, &n);
-            double *scale = values_of(&g, "fp8_scale.", q.params.item[t].name, &one);
-            assert_string_equal(q.stored[t]->dtype, "F8_E4M3");
-            assert_int_equal(q.stored[t]->elements, n);
-            for (long j = 0; j < n; j++)
-                if (q.stored[t]->data[j] != (int)want[j])
-                    fail_msg("%s: element %ld is 0x%02x, golden 0x%02x", name, j, q.stored[t]->data[j], (int)want[j]);
-            float s;
-            assert_non_null(q.scale[t]);
-            memcpy(&s, q.scale[t]->data, sizeof s);
-            expect_near("scale", s, scale[0], 1e-7);
-            test_free(want);
-            test_free(scale);
-            seen++;
-            bytes += n;
-        }
-        long expected = 0;
-        for (long t = 0; t < g.values.n; t++) expected += !strncmp(g.values.tensor[t].name, "fp8.", 4);
-        assert_int_equal(seen, expected);
-        print_message("%s: %ld FP8 tensors, %ld bytes equal\n", cases[i], seen, bytes);
-        model_folder_close(&q);
-        OK_OR_FAIL(folder_remove(base));
-        golden_close(&g);
-    }
-}
-
-static void test_similarity(void **state)
-{
-    (void)state;
-    for (int i = 1; i < CASES; i++) {
-        struct golden g;
-        struct model m;
-        golden_open(&g, cases[i]);
-        open_model(&m, &g, F64, RECOMPUTE_NONE);
-        for (long l = 0; l < m.c.L; l++) {
-            const struct tensor w[] = {m.p.layer[l].w13, m.p.layer[l].w2};
-            const long n[] = {2 * m.c.F * m.c.D, m.c.F * m.c.D};
-            double got = m.x.k->expert_similarity(w, n, 2, m.c.E);
-            double want = number(cJSON_GetArrayItem(cJSON_GetObjectItem(g.json, "layers"), (int)l), "similarity");
-            expect_near("similarity", got, want, 1e-6);
-        }
-        model_free(&m);
-        golden_close(&g);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    if (argc > 1) snprintf(golden_folder, sizeof golden_folder, "%s", argv[1]);
-    setenv("OMP_NUM_THREADS", "2", 0);
-    if (kernels_init(2) != OK) {
-        fprintf(stderr, "%s\n", fail_message());
-        return 1;
-    }
+    if (!golden_start(argc, argv)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_step_f64),           cmocka_unit_test(test_step_f32),
         cmocka_unit_test(test_step_recompute),     cmocka_unit_test(test_dropless_loss),
         cmocka_unit_test(test_two_adamw_steps),    cmocka_unit_test(test_adaptive_coefficients),
-        cmocka_unit_test(test_decode),             cmocka_unit_test(test_fp8),
-        cmocka_unit_test(test_similarity),         cmocka_unit_test(test_bias),
-        cmocka_unit_test(test_dumped_gradients),
+        cmocka_unit_test(test_bias),               cmocka_unit_test(test_dumped_gradients),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
