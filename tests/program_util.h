@@ -1,28 +1,16 @@
-// The program as a user calls it: what it prints, its exit code. SKYMOE names it; without that it is the one beside
-// this test's build. Standard input is the file `stdin` in the temporary folder, if there is one.
+// The program as a user calls it: what it prints, its exit code. Standard input is the file `stdin` in the temporary
+// folder, if there is one.
 #ifndef SKYMOE_TESTS_PROGRAM_UTIL_H
 #define SKYMOE_TESTS_PROGRAM_UTIL_H
 
+#include "program_path.h"
 #include "train_util.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char program[PATH_LENGTH];
 static char *out_text, *err_text; // of the last call
-
-static UNUSED bool find_program(void)
-{
-    const char *named = getenv("SKYMOE");
-    if (named && realpath(named, program)) return true;
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 16);
-    if (n < 0) return false;
-    program[n] = '\0';
-    for (int up = 0; up < 2; up++) *strrchr(program, '/') = '\0';
-    memcpy(program + strlen(program), "/skymoe", 8);
-    return access(program, X_OK) == 0;
-}
 
 static UNUSED pid_t start(const char *const *word)
 {

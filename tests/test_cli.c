@@ -1,5 +1,4 @@
-// The program as a whole: help, exit codes, what happens when its output cannot be written. The program is $SKYMOE, or
-// skymoe in the folder above this one.
+// The program as a whole: help, exit codes, what happens when its output cannot be written.
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,10 +10,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/files.h"
+#include "program_path.h"
 #include <cmocka.h> // last: it defines fail()
 
-static char program[PATH_LENGTH], folder[PATH_LENGTH];
+static char folder[PATH_LENGTH];
 static char *out_text, *err_text; // of the last run
 static const char *stdout_path;   // instead of a file; "|": a pipe that nobody reads
 
@@ -30,16 +29,9 @@ static const char *at(const char *name)
 static int start(void **state)
 {
     (void)state;
-    const char *named = getenv("SKYMOE"), *tmp = getenv("TMPDIR");
+    const char *tmp = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%s/skymoe-cli-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) return -1;
-    if (named) return realpath(named, program) ? 0 : -1;
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 16);
-    if (n < 0) return -1;
-    program[n] = '\0';
-    for (int up = 0; up < 2; up++) *strrchr(program, '/') = '\0';
-    memcpy(program + strlen(program), "/skymoe", sizeof "/skymoe");
-    return access(program, X_OK);
+    return mkdtemp(folder) && find_program() ? 0 : -1;
 }
 
 static int end(void **state)

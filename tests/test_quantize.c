@@ -1,22 +1,9 @@
 // FP8 folders: scales, rounding, what shares a scale, what stays 16-bit.
-#include "model_util.h"
+#include "checkpoint_util.h"
 
 #include "eval/inference.h"
 #include "quant/quantize.h"
 #include "train/upcycle.h"
-
-#include <sys/stat.h>
-
-static char folder[PATH_LENGTH];
-
-static const char *in(const char *name)
-{
-    static char path[4][PATH_LENGTH];
-    static int next;
-    char *p = path[next++ % 4];
-    OK_OR_FAIL(path_join(p, folder, name));
-    return p;
-}
 
 static struct config config_of(enum arch arch, long E, enum dtype dtype)
 {
@@ -378,20 +365,6 @@ static void test_refused(void **state)
     free(y);
     model_folder_close(&moe);
     model_folder_close(&from);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/skymoe-quantize-XXXXXX", base ? base : "/tmp");
-    return !mkdtemp(folder) || kernels_init(1) != OK;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    return folder_remove(folder) != OK;
 }
 
 int main(void)

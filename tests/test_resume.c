@@ -137,19 +137,6 @@ static void test_resume_refused(void **state)
     trainer_close(&t);
 }
 
-static int set_up(void **state)
-{
-    if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
-    log_quiet(true);
-    write_config("moe.json", true, 64);
-    write_config("dense.json", false, 64);
-    write_data("text_train", 40, 100, 1);
-    write_data("text_valid", 10, 100, 2);
-    write_data("few_train", 6, 80, 3);
-    write_data("few_valid", 3, 80, 4);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -157,5 +144,5 @@ int main(void)
         cmocka_unit_test(test_resume_after_crash),
         cmocka_unit_test(test_resume_refused),
     };
-    return cmocka_run_group_tests(tests, set_up, remove_temporary);
+    return cmocka_run_group_tests(tests, training_set_up, remove_temporary);
 }

@@ -1,6 +1,7 @@
 // Folders larger than memory: what opening, inspecting and planning them takes is their headers.
 //
 //     build/tests/test_size DIR          writes the sparse FP8 folder in the shape of Skywork-MoE and ends
+#include "program_path.h"
 #include "sparse_folder.h"
 
 #include <sys/resource.h>
@@ -29,7 +30,7 @@ static void a_huge_folder_opens_in_little_memory(void **state)
 
 // ---- the program ----
 
-static char program[PATH_LENGTH], *printed; // by the last run, to both outputs
+static char *printed; // by the last run, to both outputs
 
 static rlim_t most_data = RLIM_INFINITY; // anonymous memory the next runs may have
 
@@ -147,15 +148,7 @@ static void converting_takes_no_memory_for_the_model(void **state)
 
 static int start(void **state)
 {
-    const char *named = getenv("SKYMOE");
-    if (set_up(state) != 0) return -1;
-    if (named) return realpath(named, program) ? 0 : -1;
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 16);
-    if (n < 0) return -1;
-    program[n] = '\0';
-    for (int up = 0; up < 2; up++) *strrchr(program, '/') = '\0';
-    memcpy(program + strlen(program), "/skymoe", sizeof "/skymoe");
-    return access(program, X_OK);
+    return set_up(state) == 0 && find_program() ? 0 : -1;
 }
 
 static void write_config(void **state)

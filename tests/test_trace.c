@@ -230,22 +230,11 @@ static void test_gradients(void **state)
     trainer_close(&t);
 }
 
-static int set_up(void **state)
-{
-    if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
-    log_quiet(true);
-    write_config("moe.json", true, 64);
-    write_config("dense.json", false, 64);
-    write_data("text_train", 40, 100, 1);
-    write_data("text_valid", 10, 100, 2);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dump),    cmocka_unit_test(test_replay),    cmocka_unit_test(test_forced),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_gradients),
     };
-    return cmocka_run_group_tests(tests, set_up, remove_temporary);
+    return cmocka_run_group_tests(tests, training_set_up, remove_temporary);
 }

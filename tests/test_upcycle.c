@@ -1,20 +1,7 @@
 // Dense to MoE: what is copied, drawn and refused; and that a copy computes what its parent computes.
-#include "model_util.h"
+#include "checkpoint_util.h"
 
 #include "train/upcycle.h"
-
-#include <sys/stat.h>
-
-static char folder[PATH_LENGTH];
-
-static const char *in(const char *name)
-{
-    static char path[4][PATH_LENGTH];
-    static int next;
-    char *p = path[next++ % 4];
-    OK_OR_FAIL(path_join(p, folder, name));
-    return p;
-}
 
 static long dense_F = 57;
 
@@ -411,20 +398,6 @@ static void test_refused(void **state)
         assert_false(path_exists(in("moe2")) || path_exists(in("moe2.tmp")));
     }
     model_folder_close(&from);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/skymoe-upcycle-XXXXXX", base ? base : "/tmp");
-    return !mkdtemp(folder) || kernels_init(1) != OK;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    return folder_remove(folder) != OK;
 }
 
 int main(void)

@@ -89,6 +89,20 @@ static UNUSED void write_data(const char *name, long documents, long tokens, uin
     OK_OR_FAIL(dataset_writer_commit(&w));
 }
 
+// Models moe.json and dense.json; data text, and few of it.
+static UNUSED int training_set_up(void **state)
+{
+    if (make_temporary(state) != 0 || kernels_init(2) != OK) return -1;
+    log_quiet(true);
+    write_config("moe.json", true, 64);
+    write_config("dense.json", false, 64);
+    write_data("text_train", 40, 100, 1);
+    write_data("text_valid", 10, 100, 2);
+    write_data("few_train", 6, 80, 3);
+    write_data("few_valid", 3, 80, 4);
+    return 0;
+}
+
 // Options from words: settings_parse of the train table. set has train_rows_n entries.
 static UNUSED enum status parse_options(struct train_options *o, bool *set, const char *const *word, int n)
 {
