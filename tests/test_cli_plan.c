@@ -171,12 +171,25 @@ static void test_lists(void **state)
     cJSON_Delete(json);
 }
 
+// What this machine measures of itself is a cluster to plan with.
+static void test_calibrate(void **state)
+{
+    (void)state;
+    WORKS("bench", "--quiet", "--threads", "1", "--model", "configs/tiny.json", "--calibrate", at("here.json"));
+    assert_non_null(strstr(out_text, "kernels.grouped_weight_flops"));
+    WORKS("plan", "--model", "configs/tiny.json", "--cluster", at("here.json"), "--global-batch-size", "8", "--json");
+    cJSON *json = printed_json();
+    assert_true(number(json, "tokens_per_s") > 0 && number(json, "bubble") == 0 && number(json, "mfu") < 1);
+    cJSON_Delete(json);
+}
+
 int main(void)
 {
     if (!find_program()) return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refuses), cmocka_unit_test(test_published_run), cmocka_unit_test(test_expert_ways),
         cmocka_unit_test(test_search),  cmocka_unit_test(test_inference),     cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_calibrate),
     };
     return cmocka_run_group_tests(tests, make_temporary, remove_temporary);
 }

@@ -90,10 +90,35 @@ static void test_written(void **state)
     json_out_free(&o);
 }
 
+// The files that come with the program.
+static void test_shipped(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path;
+        long devices;
+        enum source source;
+    } files[] = {{"configs/clusters/a800-1536.json", 1536, SOURCE_DATASHEET},
+                 {"configs/clusters/rtx4090-8.json", 8, SOURCE_DATASHEET},
+                 {"configs/clusters/h200-8.json", 8, SOURCE_DATASHEET},
+                 {"configs/clusters/cpu-2.json", 2, SOURCE_MEASURED}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        struct cluster c;
+        if (cluster_read(&c, files[i].path) != OK) fail_msg("%s", fail_message());
+        assert_int_equal(cluster_devices(&c), files[i].devices);
+        for (long k = 0; k < CLUSTER_CONSTANTS; k++) {
+            struct constant *constant;
+            cluster_constant(&constant, &c, k);
+            assert_true(constant->source == SOURCE_ABSENT || constant->source == files[i].source);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read), cmocka_unit_test(test_refused), cmocka_unit_test(test_written),
+        cmocka_unit_test(test_shipped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,7 @@
 
 static struct options {
     bool kernels, train, decode, prefill, balance;
-    const char *model;
+    const char *model, *calibrate;
     struct balance_options runs; // of --balance
 } options;
 
@@ -23,6 +23,8 @@ static const struct setting rows[] = {
     {"prefill", SETTING_SWITCH, AT(prefill), NULL, 0, 0, NULL, "a prompt of 512 tokens, bf16 and FP8"},
     {"balance", SETTING_SWITCH, AT(balance), NULL, 0, 0, NULL,
      "no speed: short training runs that differ in how experts are balanced, and a table of what came of them"},
+    {"calibrate", SETTING_TEXT, AT(calibrate), NULL, 0, 0, NULL,
+     "no rows: measure kernels (and under mpirun messages) at --model's shapes and write a cluster file for plan"},
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
      "config.json of the model rows; default: a shape for each row, 13 GB of memory at most. --balance: the folder of "
      "a mixture that all runs start from"},
@@ -38,7 +40,8 @@ static const struct setting rows[] = {
 static const struct settings settings = {
     .command = "bench",
     .summary = "measures speed beside the machine's peaks",
-    .usage = "[--kernels] [--train] [--decode] [--prefill] (default: all of them) | --balance --output DIR",
+    .usage = "[--kernels] [--train] [--decode] [--prefill] (default: all of them) | --balance --output DIR | "
+             "--calibrate FILE",
     .row = rows,
     .n = sizeof rows / sizeof *rows,
     .options = &options,
@@ -128,9 +131,10 @@ static enum status print_json(void)
     return command_print_json(&o);
 }
 
-static enum status measure_rows(const struct config *c)
+static enum status measure_rows(const struct config *c, bool json)
 {
     for (enum peak p = 0; p < PEAKS; p++) best[p] = peak_best(p);
+    if (options.calibrate) return bench_calibrate(c, options.calibrate, json);
     if (options.kernels) TRY(bench_kernels());
     if (options.train) TRY(bench_train(c));
     if (options.decode) TRY(bench_decode(c));
@@ -155,9 +159,9 @@ static enum status run(int argc, char **argv)
     if (options.model) TRY(config_read(&c, options.model));
     log_line("measuring the machine's peaks");
     TRY(peaks_open());
-    enum status status = measure_rows(options.model ? &c : NULL);
+    enum status status = measure_rows(options.model ? &c : NULL, common.json);
     peaks_close();
-    TRY(status);
+    if (status != OK || options.calibrate) return status;
     if (common.json) return print_json();
     if (options.kernels) print_sources();
     print_rows();

@@ -12,7 +12,8 @@ static const char *unmeasured(char text[ASSUMPTION_TEXT], const struct run *r)
     for (long i = 0; i < CLUSTER_CONSTANTS; i++) {
         struct constant *k;
         const char *name = cluster_constant(&k, &c, i);
-        if (c.hosts == 1 && !strncmp(name, "between", 7)) continue;
+        if (!strncmp(name, "between", 7) && c.hosts == 1) continue;
+        if (!strncmp(name, "inside", 6) && c.devices == 1) continue;
         datasheet += k->source == SOURCE_DATASHEET;
         absent += k->source == SOURCE_ABSENT;
     }
@@ -52,8 +53,8 @@ const char *plan_assumption(char text[ASSUMPTION_TEXT], const struct run *r, lon
     static const char *const always[] = {
         "sequences: one document each, so attention sees half of the keys (a document mask sees fewer)",
         "ranks: those of a stage are alike, and the one with most heads, experts and columns is counted",
-        "wires: each device has its own; near and far messages travel at the same time; a rank's messages to the "
-        "members of a group start one after another",
+        ("wires: each device has its own; near and far messages travel at the same time; a rank's messages to the "
+         "members of a group start one after another"),
         "kernels: run at the same rate whatever the number of rows",
         "memory: KV pages, libraries, communication buffers and fragmentation are not counted",
     };

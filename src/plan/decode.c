@@ -106,8 +106,8 @@ void decode_step_of(struct decode_step *s, const struct decode_plan *p, long bat
 const char *decode_assumption(long index)
 {
     static const char *const text[] = {
-        "products: each takes the longer of reading its weights once and computing; FP8 weights compute at the rate of "
-        "16-bit ones",
+        ("products: each takes the longer of reading its weights once and computing; FP8 weights compute at the rate "
+         "of 16-bit ones"),
         "experts: every set of experts is equally likely, so a batch reads E (1 - (1 - K/E)^batch) of them",
         "attention: reads keys and values of --context tokens for each sequence, and is bound by that",
         "time: prompts, sampling, scheduling and starting kernels take none",
