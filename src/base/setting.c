@@ -14,7 +14,7 @@ const struct setting common_row[] = {
     {"config", SETTING_TEXT, offsetof(struct common_options, config), NULL, 0, 0, NULL,
      "file of `name = value` lines, read before the command line"},
     {"threads", SETTING_LONG, offsetof(struct common_options, threads), "0", 0, 4096, NULL,
-     "threads to compute with; 0: all processors"},
+     "threads to compute with; 0: all processors, but one while a folder is converted"},
     {"seed", SETTING_LONG, offsetof(struct common_options, seed), "1", 0, 0x1p53, NULL,
      "everything drawn at random follows from it"},
     {"json", SETTING_SWITCH, offsetof(struct common_options, json), NULL, 0, 0, NULL,
