@@ -112,7 +112,7 @@ static enum status choose(struct plan_request *q, struct search_result *s, const
                     limit / 0x1p30);
     q->run = s->best[0].run;
     q->wishes.best_layers = q->wishes.best_recompute = true;
-    q->wishes.refine = false;
+    q->wishes.effort = SEARCH_EFFORT;
     return OK;
 }
 

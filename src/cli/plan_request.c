@@ -156,7 +156,7 @@ static enum status set_recompute(struct plan_request *q, const struct plan_optio
 static enum status set_wishes(struct plan_request *q, const struct plan_options *o)
 {
     q->wishes = (struct plan_wishes){.best_layers = is_auto(o->layer_split),
-                                     .best_recompute = is_auto(o->recompute_layers), .refine = true, .record = true,
+                                     .best_recompute = is_auto(o->recompute_layers), .record = true,
                                      .limit = o->memory_limit_gib * 0x1p30};
     if (q->wishes.best_recompute && q->run.recompute == RECOMPUTE_NONE && !o->search)
         return fail(ERR_CONFIG, "--recompute-layers auto: --recompute is none (use moe or full)");

@@ -31,10 +31,10 @@ static void print_stages(const struct plan *p)
            "grads", "optimizer", "saved", "scratch", "forward ms", "backward", "busy");
     for (long i = 0; i < p->run.layout.pp; i++) {
         const struct stage_plan *s = &p->stage[i];
-        const struct model_bytes *b = &s->bytes;
+        const struct rank_bytes *b = &s->bytes;
         printf("%5ld %6ld %9ld %8.2f %7.2f %7.2f %9.2f %7.2f %7.2f %10.3f %10.3f %5.1f%%\n", i, s->layers, s->recompute,
-               gib(memory_total(b)), gib((double)b->parameters), gib((double)b->gradients), gib((double)b->optimizer),
-               gib((double)b->saved), gib((double)b->scratch), 1e3 * s->forward_s, 1e3 * s->backward_s,
+               gib(memory_total(b)), gib(b->parameters), gib(b->gradients), gib(b->optimizer),
+               gib(b->saved), gib(b->scratch), 1e3 * s->forward_s, 1e3 * s->backward_s,
                100 * s->busy_s / p->pipeline_s);
     }
 }

@@ -195,7 +195,8 @@ static void add_moe(struct work *w, const struct scale *s)
     w->input.t[TERM_HIDDEN] -= hidden_rows;
 }
 
-// What backward computes again: everything up to the experts' hidden rows, but no routing. `full` also the attention.
+// What backward computes again: everything up to the experts' hidden rows, but no routing, and rows that were
+// exchanged stay. `full` also the attention.
 static void set_again(struct costs *costs, const struct scale *s)
 {
     struct work moe = {0}, attention = {0};
@@ -207,9 +208,7 @@ static void set_again(struct costs *costs, const struct scale *s)
     struct times *t = &again[RECOMPUTE_MOE];
     t->t[TERM_EXPERTS] = moe.forward.t[TERM_EXPERTS] * 2 / 3; // w1 and w3 of three products
     t->t[TERM_ELEMENTS] = moe.forward.t[TERM_ELEMENTS];
-    t->t[TERM_TOKENS] = moe.forward.t[TERM_TOKENS] / 2;       // gather, nothing to add up
-    t->t[TERM_ROWS] = moe.forward.t[TERM_ROWS] / 2;
-    t->t[TERM_SLICES] = moe.forward.t[TERM_SLICES] / 2;
+    t->t[TERM_TOKENS] = moe.forward.t[TERM_TOKENS] / 2;       // dense ffn: gather, nothing to add up
     again[RECOMPUTE_FULL] = *t;
     times_add(&again[RECOMPUTE_FULL], 1, &attention.forward);
 }

@@ -113,7 +113,7 @@ static enum status choose_split(struct plan *p, const struct split_task *t, cons
     bool fits;
     split_given(&p->split, &p->run);
     if (!w->best_layers && !w->best_recompute) return OK;
-    return split_best(&p->split, &fits, t, w->refine);
+    return split_best(&p->split, &fits, t, w->effort > 0 ? w->effort : SPLIT_EFFORT);
 }
 
 static enum status make(struct plan *p, const struct plan_wishes *w, double *room, struct part_times *part)
@@ -124,7 +124,7 @@ static enum status make(struct plan *p, const struct plan_wishes *w, double *roo
     double *message = room;
     costs_of(&costs, &p->run);
     for (long i = 0; i < stages; i++) message[i] = message_seconds(&costs, &p->run, i);
-    split_task_of(&task, &p->run, &costs, message, p->limit);
+    TRY(split_task_of(&task, &p->run, &costs, message, p->limit, NULL));
     task.keep_layers = !w->best_layers;
     TRY(choose_split(p, &task, w));
     TRY(simulator_open(&p->sim, &task.p, w->record));
@@ -176,8 +176,8 @@ enum status plan_split(struct split *s, bool *fits, const struct run *r, double 
     double *message = calloc((size_t)r->layout.pp, sizeof *message);
     if (!message) return fail(ERR_MEMORY, "memory: a plan of %ld stages was refused", r->layout.pp);
     costs_of(&costs, &run);
-    split_task_of(&task, &run, &costs, message, limit);
-    enum status status = split_best(s, fits, &task, true);
+    enum status status = split_task_of(&task, &run, &costs, message, limit, NULL);
+    if (status == OK) status = split_best(s, fits, &task, SPLIT_EFFORT);
     free(message);
     return status;
 }

@@ -7,7 +7,7 @@
 
 struct stage_plan {
     long layers, recompute;
-    struct model_bytes bytes; // of the stage's fullest rank
+    struct rank_bytes bytes; // of the stage's fullest rank
     double forward_s, backward_s; // of one micro-batch, all chunks
     double busy_s;                // of a step's pipeline
 };
@@ -32,7 +32,7 @@ MUST_USE enum status run_check(const struct run *r);
 
 struct plan_wishes {
     bool best_layers, best_recompute; // --layer-split auto, --recompute-layers auto: both at once
-    bool refine;                      // false: a quick answer (search)
+    double effort;                    // of split_best; 0: SPLIT_EFFORT
     bool record;                      // keep the events
     double limit;                     // bytes of a rank; 0: what a device has
 };

@@ -14,6 +14,7 @@ struct hunt {
     struct split *split;
     struct part_times *part;
     double *message;
+    struct memory_cache cache;
 };
 
 // ---- one candidate ----
@@ -29,7 +30,7 @@ static double set_recompute(struct hunt *h, const struct split_task *t, const st
         h->split->recompute[stage] = 0;
         for (;;) {
             struct stage_shape s = split_shape(t, h->split, sim->schedule[stage].slots, stage);
-            struct model_bytes b = memory_stage(&t->memory, &s);
+            struct rank_bytes b = memory_stage(&t->memory, &s);
             bytes = memory_total(&b);
             if (bytes <= t->limit || !t->may_recompute || h->split->recompute[stage] == n) break;
             h->split->recompute[stage]++;
@@ -58,7 +59,7 @@ static double slowest(const struct part_times *part, long stages, long chunks)
     return most;
 }
 
-static void consider(struct hunt *h, const struct run *r, struct simulator *sim)
+static enum status consider(struct hunt *h, const struct run *r, struct simulator *sim)
 {
     struct costs costs;
     struct split_task task;
@@ -67,12 +68,12 @@ static void consider(struct hunt *h, const struct run *r, struct simulator *sim)
     long stages = r->layout.pp;
     costs_of(&costs, r);
     for (long i = 0; i < stages; i++) h->message[i] = message_seconds(&costs, r, i);
-    split_task_of(&task, r, &costs, h->message, h->limit);
+    TRY(split_task_of(&task, r, &costs, h->message, h->limit, &h->cache));
     split_given(h->split, r);
     c.bytes = set_recompute(h, &task, sim);
     h->result->tried++;
     if (h->result->tried == 1 || c.bytes < h->result->least_bytes) h->result->least_bytes = c.bytes;
-    if (c.bytes > h->limit) return;
+    if (c.bytes > h->limit) return OK;
     h->result->fitting++;
     split_times(h->part, &task, h->split);
     ends_of(&first, r, (r->c->L + stages - 1) / stages, true, stages == 1);
@@ -80,32 +81,35 @@ static void consider(struct hunt *h, const struct run *r, struct simulator *sim)
     double ends = fmax(first.last_gradient + first.t.t[TERM_OPTIMIZER] + first.t.t[TERM_WEIGHTS],
                        last.last_gradient + last.t.t[TERM_OPTIMIZER] + last.t.t[TERM_WEIGHTS]);
     double least = (double)task.p.micro_batches * slowest(h->part, stages, task.p.chunks) + ends;
-    if (h->n == KEPT && least >= h->kept[KEPT - 1].seconds) return; // even without a bubble
+    if (h->n == KEPT && least >= h->kept[KEPT - 1].seconds) return OK; // even without a bubble
     c.seconds = simulator_run(sim, h->part, h->message) + ends;
     keep(h, &c);
+    return OK;
 }
 
 // ---- all of them ----
 
-static void each_recompute(struct hunt *h, struct run *r, struct simulator *sim)
+static enum status each_recompute(struct hunt *h, struct run *r, struct simulator *sim)
 {
     for (int level = RECOMPUTE_NONE; level <= RECOMPUTE_FULL; level++) {
         long fitting = h->result->fitting;
         r->recompute = (enum recompute)level;
-        consider(h, r, sim);
-        if (level == RECOMPUTE_NONE && h->result->fitting > fitting) return; // the others would recompute nothing
+        TRY(consider(h, r, sim));
+        if (level == RECOMPUTE_NONE && h->result->fitting > fitting) break; // the others would recompute nothing
     }
+    return OK;
 }
 
-static void each_expert_mesh(struct hunt *h, struct run *r, struct simulator *sim)
+static enum status each_expert_mesh(struct hunt *h, struct run *r, struct simulator *sim)
 {
     struct layout *l = &r->layout;
     long plane = l->dp * l->tp, E = r->c->E;
     for (l->etp = 1; l->etp <= plane && l->etp <= MOST_ETP && l->etp <= r->c->F; l->etp++)
         for (l->ep = 1; l->ep <= plane && l->ep <= (E ? E : 1); l->ep++) {
             if (plane % (l->ep * l->etp) || (!E && l->etp > 1)) continue;
-            each_recompute(h, r, sim);
+            TRY(each_recompute(h, r, sim));
         }
+    return OK;
 }
 
 static enum status each_schedule(struct hunt *h, struct run *r)
@@ -122,8 +126,9 @@ static enum status each_schedule(struct hunt *h, struct run *r)
         r->layout.virtual_stages = shapes[i].chunks;
         struct pipeline p = {r->schedule, r->layout.pp, shapes[i].chunks, run_micro_batches(r)};
         TRY(simulator_open(&sim, &p, false));
-        each_expert_mesh(h, r, &sim);
+        enum status status = each_expert_mesh(h, r, &sim);
         simulator_close(&sim);
+        TRY(status);
     }
     return OK;
 }
@@ -148,7 +153,8 @@ static enum status plan_kept(struct hunt *h)
     struct search_result *result = h->result;
     for (long i = 0; i < h->n; i++) {
         struct plan p;
-        struct plan_wishes w = {.best_layers = true, .best_recompute = true, .limit = h->limit};
+        struct plan_wishes w = {.best_layers = true, .best_recompute = true, .effort = SEARCH_EFFORT,
+                                .limit = h->limit};
         struct candidate c = {.run = h->kept[i].run};
         TRY(plan_make(&p, &c.run, &w));
         c.seconds = p.step_s;

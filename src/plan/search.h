@@ -6,9 +6,10 @@
 #include "plan/plan.h"
 
 enum { SEARCH_BEST = 10 };
+#define SEARCH_EFFORT 1e6 // of each of the best
 
 struct candidate {
-    struct run run;         // its lists are those of plan_make with best_layers and best_recompute, not refined
+    struct run run;         // its lists are those of plan_make with best_layers and best_recompute
     double seconds;         // of a step
     double bytes;           // of the fullest rank
 };

@@ -9,8 +9,8 @@ static struct part_times seconds_of(const struct work *w)
     return (struct part_times){times_sum(&w->forward), times_sum(&w->input), times_sum(&w->weight)};
 }
 
-void split_task_of(struct split_task *t, const struct run *r, const struct costs *costs, const double *message,
-                   double limit)
+enum status split_task_of(struct split_task *t, const struct run *r, const struct costs *costs, const double *message,
+                          double limit, struct memory_cache *cache)
 {
     const struct layout *l = &r->layout;
     *t = (struct split_task){
@@ -19,7 +19,7 @@ void split_task_of(struct split_task *t, const struct run *r, const struct costs
         .first = seconds_of(&costs->first), .last = seconds_of(&costs->last), .message = message, .run = r,
         .may_recompute = r->recompute != RECOMPUTE_NONE, .limit = limit,
     };
-    memory_of(&t->memory, r);
+    return memory_of(&t->memory, r, cache);
 }
 
 static long parts_of(const struct split_task *t)
@@ -116,7 +116,7 @@ struct search {
 static bool stage_fits(const struct search *x, const struct split *s, long stage)
 {
     struct stage_shape shape = split_shape(x->t, s, x->sim.schedule[stage].slots, stage);
-    struct model_bytes b = memory_stage(&x->t->memory, &shape);
+    struct rank_bytes b = memory_stage(&x->t->memory, &shape);
     return x->t->limit <= 0 || memory_total(&b) <= x->t->limit;
 }
 
@@ -270,16 +270,16 @@ static enum status find_start(struct search *x, bool *fits)
     return OK;
 }
 
-static enum status find(struct search *x, bool *fits, bool refine)
+static enum status find(struct search *x, bool *fits)
 {
     x->seconds = INFINITY;
-    if (x->t->layers <= EXHAUSTIVE_LAYERS && refine && !x->t->keep_layers) {
+    if (x->t->layers <= EXHAUSTIVE_LAYERS && !x->t->keep_layers) {
         exhaust(x, 0, x->t->layers);
         *fits = isfinite(x->seconds);
     } else {
         TRY(find_start(x, fits));
         x->best = x->now;
-        if (*fits && refine && !x->t->keep_layers && consider(x)) improve(x);
+        if (*fits && x->budget > 0 && !x->t->keep_layers && consider(x)) improve(x);
     }
     if (*fits) return OK;
     as_given(x, &x->best);
@@ -287,7 +287,7 @@ static enum status find(struct search *x, bool *fits, bool refine)
     return OK;
 }
 
-enum status split_best(struct split *s, bool *fits, const struct split_task *t, bool refine)
+enum status split_best(struct split *s, bool *fits, const struct split_task *t, double effort)
 {
     CHECK(parts_of(t) <= MOST_PARTS && parts_of(t) <= t->layers);
     struct search *x = calloc(1, sizeof *x);
@@ -297,8 +297,8 @@ enum status split_best(struct split *s, bool *fits, const struct split_task *t, 
     if (status == OK) {
         x->t = t;
         x->part = part;
-        x->budget = 1e8;
-        status = find(x, fits, refine);
+        x->budget = effort;
+        status = find(x, fits);
         *s = x->best;
         simulator_close(&x->sim);
     }

@@ -30,8 +30,9 @@ struct split_task {
     struct memory memory;
     double limit;                                // bytes of a rank; 0: none
 };
-void split_task_of(struct split_task *t, const struct run *r, const struct costs *costs, const double *message,
-                   double limit);
+// Fails as memory_of does; cache as there.
+MUST_USE enum status split_task_of(struct split_task *t, const struct run *r, const struct costs *costs,
+                                   const double *message, double limit, struct memory_cache *cache);
 
 // The split that a run's own lists say.
 void split_given(struct split *s, const struct run *r);
@@ -41,7 +42,8 @@ struct stage_shape split_shape(const struct split_task *t, const struct split *s
                                long stage);
 
 // *fits is false where no list fits: then s has as few recomputing layers as the even split needs, or all of them.
-// `refine` false leaves out the simulations (for a search over many layouts). ERR_MEMORY.
-MUST_USE enum status split_best(struct split *s, bool *fits, const struct split_task *t, bool refine);
+// effort: actions that may be simulated to improve the estimate (SPLIT_EFFORT: about two seconds). ERR_MEMORY.
+#define SPLIT_EFFORT 1e8
+MUST_USE enum status split_best(struct split *s, bool *fits, const struct split_task *t, double effort);
 
 #endif
