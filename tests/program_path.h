@@ -11,7 +11,7 @@
 
 static char program[PATH_LENGTH];
 
-static bool find_program(void)
+static __attribute__((unused)) bool find_program(void)
 {
     const char *named = getenv("SKYMOE");
     if (named) return realpath(named, program) != NULL;
