@@ -87,7 +87,7 @@ static void print_published(const struct answer *a, double published)
     if (published <= 0) return;
     double batch = batch_for(a, published);
     printf("\npublished   %.0f tokens/s", published);
-    if (batch > 0) printf(": this plan reaches it at a batch of %.1f; smaller ones could not", batch);
+    if (batch > 0) printf(": this plan reaches it at a batch of %.1f", batch);
     else printf(": none of these batches reaches it");
     printf("\n");
 }

@@ -56,7 +56,7 @@ const char *plan_assumption(char text[ASSUMPTION_TEXT], const struct run *r, lon
         ("wires: each device has its own; near and far messages travel at the same time; a rank's messages to the "
          "members of a group start one after another"),
         "kernels: run at the same rate whatever the number of rows",
-        "memory: KV pages, libraries, communication buffers and fragmentation are not counted",
+        "memory: libraries, communication buffers and fragmentation are not counted",
     };
     const char *(*const of_run[])(char *, const struct run *) = {unmeasured, schedule_text, experts_text, overlap_text};
     for (size_t i = 0; i < sizeof of_run / sizeof *of_run; i++) {
