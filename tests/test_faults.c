@@ -518,6 +518,17 @@ static void test_report(void **state)
     REFUSE_EACH(NULL, "report", at("base/dense"), at("trained/run"), "--output", at("work/report.html"), ALONE);
 }
 
+static void test_plan(void **state)
+{
+    (void)state;
+#define PLAN "plan", "--cluster", "configs/clusters/cpu-2.json", "--model"
+    REFUSE_EACH(NULL, PLAN, "configs/small.json", "--pipeline-parallel-size", "2", "--layer-split", "auto",
+                "--recompute", "full", "--recompute-layers", "auto", "--global-batch-size", "8", "--svg",
+                at("work/step.svg"), "--compare", "configs/tiny.json", "--seq-length", "64", "--json", ALONE);
+    REFUSE_EACH(NULL, PLAN, "configs/tiny.json", "--search", "--global-batch-size", "4", "--seq-length", "64", ALONE);
+    REFUSE_EACH(NULL, PLAN, "configs/tiny.json", "--inference", "--batch-size", "1,2", ALONE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -526,7 +537,7 @@ int main(void)
         cmocka_unit_test(test_train_resume), cmocka_unit_test(test_upcycle),
         cmocka_unit_test(test_quantize),  cmocka_unit_test(test_eval),
         cmocka_unit_test(test_generate),  cmocka_unit_test(test_inspect),
-        cmocka_unit_test(test_report),
+        cmocka_unit_test(test_report),    cmocka_unit_test(test_plan),
     };
     return cmocka_run_group_tests_name("faults", tests, start, end);
 }

@@ -42,6 +42,19 @@ static double run_1f1b(const double *t, long stages, long m, double *bubble)
     return total;
 }
 
+// One micro-batch down and up again: each wire is used twice, the one from the last stage to the first never.
+static void test_messages(void **state)
+{
+    (void)state;
+    struct simulator s;
+    const struct part_times part[3] = {{1, 1, 1}, {2, 1, 1}, {3, 1, 1}};
+    const double message[3] = {10, 200, 5000};
+    OK_OR_FAIL(simulator_open(&s, &(struct pipeline){PIPELINE_1F1B, 3, 1, 1}, true));
+    near(simulator_run(&s, part, message), 6 + 6 + 2 * 210, 1e-12);
+    assert_true(s.events_n[1] == 2 && s.events[1][0].start == 11 && s.events[1][1].end == 11 + 2 + 200 + 5 + 200 + 2);
+    simulator_close(&s);
+}
+
 // T = sum t + (m - 1) max t; the report's example, where the head weighs as much as a layer.
 static void test_bubbles(void **state)
 {
@@ -467,7 +480,7 @@ int main(void)
         cmocka_unit_test(test_wires),         cmocka_unit_test(test_exchange),    cmocka_unit_test(test_refused),
         cmocka_unit_test(test_memory_of_one), cmocka_unit_test(test_best_split),  cmocka_unit_test(test_good_split),
         cmocka_unit_test(test_large),         cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_sums),          cmocka_unit_test(test_messages),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
