@@ -122,7 +122,7 @@ static struct cluster machine(long hosts, long devices)
 static struct run run_of(const struct config *c, const struct cluster *k, struct layout l)
 {
     return (struct run){.c = c, .cluster = k, .layout = l, .schedule = PIPELINE_1F1B, .dtype = BF16, .B = 2, .S = 64,
-                        .global_batch = 32, .recompute = RECOMPUTE_NONE, .capacity = 1.1, .exchange_chunks = 1,
+                        .global_batch = 32, .recompute = RECOMPUTE_NONE, .capacity = {11, 10}, .exchange_chunks = 1,
                         .zero = true};
 }
 

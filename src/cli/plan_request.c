@@ -172,7 +172,7 @@ static enum status make(struct plan_request *q, const struct plan_options *o, co
     TRY(config_read(&q->c, model));
     TRY(cluster_read(&q->cluster, o->cluster));
     q->run = (struct run){.c = &q->c, .cluster = &q->cluster, .B = o->micro_batch, .global_batch = o->global_batch,
-                          .S = o->S ? o->S : q->c.max_positions, .capacity = decimal_value(o->capacity),
+                          .S = o->S ? o->S : q->c.max_positions, .capacity = o->capacity,
                           .exchange_chunks = o->exchange_chunks, .zero = o->zero != 0};
     q->run.dtype = o->dtype ? (!strcmp(o->dtype, "f32") ? F32 : BF16) : q->c.dtype == F32 ? F32 : BF16;
     CHECK(pipeline_kind_from_name(&q->run.schedule, o->schedule));

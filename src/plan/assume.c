@@ -36,7 +36,7 @@ static const char *experts_text(char text[ASSUMPTION_TEXT], const struct run *r)
     if (!r->c->E) return NULL;
     snprintf(text, ASSUMPTION_TEXT, "experts: every expert gets the same number of rows and none is dropped%s; a "
              "busier expert's rank would make its group wait",
-             r->capacity > 0 && r->capacity < 1 ? " but by capacity" : "");
+             decimal_value(r->capacity) > 0 && decimal_value(r->capacity) < 1 ? " but by capacity" : "");
     return text;
 }
 

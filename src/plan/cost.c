@@ -96,7 +96,7 @@ static struct scale scale_of(const struct run *r)
     const struct config *c = r->c;
     struct scale s = {.r = r, .most = share_most_of(c, l), .T = (double)(r->B * r->S), .D = (double)c->D,
                       .C = (double)c->C, .el = (double)dtype_size(r->dtype)};
-    double kept = r->capacity > 0 && r->capacity < 1 ? r->capacity : 1;
+    double capacity = decimal_value(r->capacity), kept = capacity > 0 && capacity < 1 ? capacity : 1;
     places_of(&s.place, r->cluster, l);
     s.own = s.T / (double)l->tp;
     s.own_rows = kept * (double)c->K * s.own;

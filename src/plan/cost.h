@@ -44,7 +44,7 @@ struct run {
     long global_batch;             // sequences of a step
     enum recompute recompute;
     const long *recompute_layers;  // [PP] first layers of each stage that recompute; NULL: all of them
-    double capacity;               // of experts, as a multiple of the mean; 0: dropless
+    struct decimal capacity;       // of experts, as a multiple of the mean; 0: dropless
     long exchange_chunks;
     bool zero;                     // optimizer state is spread over the holders
 };
