@@ -446,6 +446,35 @@ static void test_good_split(void **state)
     plan_free(&even);
 }
 
+// The trainer's question: no cluster, only a limit.
+static void test_split_without_cluster(void **state)
+{
+    (void)state;
+    struct config c = shape(11);
+    struct layout l = {.pp = 3, .dp = 2, .tp = 2, .ep = 2, .etp = 1, .virtual_stages = 1};
+    struct run r = run_of(&c, NULL, l);
+    static struct split s;
+    bool fits;
+    c.V = 2000; // a head of several layers
+    r.recompute = RECOMPUTE_FULL;
+    r.B = 32;
+    r.global_batch = 32 * 16;
+    OK_OR_FAIL(plan_split(&s, &fits, &r, 0));
+    assert_true(fits && s.layers[0] + s.layers[1] + s.layers[2] == 11 && s.layers[2] < s.layers[1]);
+    assert_true(s.recompute[0] == 0 && s.recompute[1] == 0 && s.recompute[2] == 0);
+    struct memory m;
+    struct cluster k = machine(1, 12);
+    r.cluster = &k;
+    OK_OR_FAIL(memory_of(&m, &r, NULL));
+    struct stage_shape all = {.layers = 4, .held = {3 * 4, 0}, .first = true};
+    struct rank_bytes b = memory_stage(&m, &all);
+    OK_OR_FAIL(plan_split(&s, &fits, &r, 0.8 * memory_total(&b))); // too little to keep everything on the first stage
+    assert_true(fits && s.recompute[0] > 0 && s.recompute[0] >= s.recompute[2]);
+    OK_OR_FAIL(plan_split(&s, &fits, &r, 1000));
+    assert_false(fits);
+    assert_true(s.layers[0] == 4 && s.recompute[0] == 4); // the even split, all of it recomputing
+}
+
 // 100 000 ranks and more in far less than 10 s.
 static void test_large(void **state)
 {
@@ -481,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_memory_of_one), cmocka_unit_test(test_best_split),  cmocka_unit_test(test_good_split),
         cmocka_unit_test(test_large),         cmocka_unit_test(test_flops),
         cmocka_unit_test(test_sums),          cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_split_without_cluster),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
