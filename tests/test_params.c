@@ -176,7 +176,7 @@ static void test_recompute_saves_memory(void **state)
     OK_OR_FAIL(model_measure(&all, &c, &serving));
     assert_true(one.saved == all.saved && one.scratch == all.scratch); // in inference all values
     OK_OR_FAIL(model_measure(&full, &c, &o));
-    long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 4 + 2 * 4 * 4);
+    long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 4 + 2 * 6 * 4);
     assert_true(full.saved >= kept && full.saved < kept + 52 * 16 * 64);
 }
 

@@ -13,8 +13,8 @@ export DEMO_CACHE=${DEMO_CACHE:-build/cache}
 # the continued dense model start from checkpoint `branch`, taken before the dense model's learning rate decays.
 case $size in
 full)
-    vocab=8192 seq=256 first_batch=4 dense=$((1000 * scale)) branch=$((800 * scale)) batch=8 moe=$((440 * scale))
-    eval_tokens=300000 watch_tokens=16384
+    vocab=8192 seq=256 first_batch=4 dense=$((1000 * scale)) branch=$((800 * scale)) batch=8 moe=$((340 * scale))
+    eval_tokens=200000 watch_tokens=16384
     ;;
 tiny) vocab=8192 seq=128 first_batch=8 dense=16 branch=12 batch=8 moe=9 eval_tokens=8192 watch_tokens=2048 ;;
 *) echo "demo: DEMO_SIZE is $size (use full or tiny)" >&2 && exit 2 ;;
@@ -45,12 +45,12 @@ say "2/8 Tokenizer and shards"
     --vocab-size "$vocab" --split 92,8,0 --write-text
 validation=$(wc -c < "$dir/data_valid.txt")
 
-common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --dtype bf16 --lr 7e-4 --lr-schedule wsd --adam-beta2 0.99
+common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --dtype bf16 --lr-schedule wsd --adam-beta2 0.99
     --eval-tokens "$watch_tokens" --keep 0)
 
 say "3/8 Dense model: $dense steps of $((seq * first_batch)) tokens, the last $decay with a falling learning rate"
 run "$skymoe" train --model configs/small.json --output "$dir/dense" "${common[@]}" --train-steps "$dense" \
-    --global-batch-size "$first_batch" --micro-batch-size "$first_batch" --init-std 0.04 \
+    --global-batch-size "$first_batch" --micro-batch-size "$first_batch" --init-std 0.04 --lr 7e-4 \
     --lr-warmup-steps $((dense / 10)) --wsd-decay-steps "$decay" --save-interval "$branch" --eval-interval $((dense / 5))
 start=$dir/dense/$(printf 'step-%06d' "$branch")
 
@@ -58,8 +58,9 @@ say "4/8 Upcycling its step $branch to 8 experts, top-2"
 run "$skymoe" upcycle --model "$start" --output "$dir/moe-start" --num-experts 8 --moe-router-topk 2 --method copy \
     --seed "$seed"
 
+# The rate is the best of 7e-4, 1.5e-3 and 3e-3 for the dense model and for the mixture alike.
 say "5/8 Mixture of experts: $moe steps; gate norm, capacity 1.1 with drops, adaptive coefficients"
-continuation=("${common[@]}" --data-skip $((branch * first_batch)) --global-batch-size "$batch" --micro-batch-size "$batch"
+continuation=("${common[@]}" --data-skip $((branch * first_batch)) --global-batch-size "$batch" --micro-batch-size "$batch" --lr 1.5e-3
     --lr-warmup-steps $((moe / 20 + 1)) --wsd-decay-steps "$cooldown" --eval-interval $((moe / 4)))
 run "$skymoe" train --init "$dir/moe-start" --output "$dir/moe" "${continuation[@]}" --train-steps "$moe" \
     --moe-capacity-factor 1.1 --moe-aux-loss-coeff 0.5 --moe-aux-loss-xi 1
