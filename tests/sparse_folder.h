@@ -46,7 +46,7 @@ static UNUSED void sparse_shard(const char *path, const struct tensor_plan *tens
 static UNUSED struct tensor_plan *sparse_plan(long *n, const struct config *c)
 {
     struct param_list list;
-    OK_OR_FAIL(param_list_of(&list, c));
+    OK_OR_FAIL(param_list_of(&list, c, NULL));
     struct tensor_plan *plan = calloc((size_t)list.n * 2, sizeof *plan);
     *n = 0;
     for (int pass = 0; pass < 3; pass++)

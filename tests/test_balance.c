@@ -109,12 +109,12 @@ static void test_run_and_folder(void **state)
     struct evaluation during, after, other;
     struct inference inference;
     OK_OR_FAIL(loader_open(&valid, at("text"), "_valid", 16, 1, true));
-    OK_OR_FAIL(evaluate_loss(&during, &t.model, &valid, NULL, 0));
+    OK_OR_FAIL(evaluate_loss(&during, &t.model, &valid, NULL, 0, model_sum));
     OK_OR_FAIL(inference_open(&inference, at("run"), 16, 0));
-    OK_OR_FAIL(evaluate_loss(&after, &inference.model, &valid, NULL, 0));
+    OK_OR_FAIL(evaluate_loss(&after, &inference.model, &valid, NULL, 0, model_sum));
     for (int l = 0; l < 2; l++)
         inference.model.x.k->from_host(inference.model.p.layer[l].gate_bias.data, (float[]){9, 9, 0, 0}, 16);
-    OK_OR_FAIL(evaluate_loss(&other, &inference.model, &valid, NULL, 0));
+    OK_OR_FAIL(evaluate_loss(&other, &inference.model, &valid, NULL, 0, model_sum));
     printf("  loss in the run %.6f, of its folder %.6f, with another bias %.6f\n", during.loss, after.loss, other.loss);
     assert_true(fabs(during.loss - after.loss) < 1e-6 && fabs(other.loss - after.loss) > 1e-5);
     inference_close(&inference);

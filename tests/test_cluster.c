@@ -97,7 +97,7 @@ static void test_shipped(void **state)
     static const struct {
         const char *path;
         long devices;
-        enum source source;
+        enum origin source;
     } files[] = {{"configs/clusters/a800-1536.json", 1536, SOURCE_DATASHEET},
                  {"configs/clusters/rtx4090-8.json", 8, SOURCE_DATASHEET},
                  {"configs/clusters/h200-8.json", 8, SOURCE_DATASHEET},

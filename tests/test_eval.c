@@ -55,7 +55,7 @@ static void check_loss(const char *run, double bound)
     OK_OR_FAIL(inference_open(&inference, at(run), S, 64));
     struct loader l = open_valid(S, true);
     struct evaluation e, part;
-    OK_OR_FAIL(evaluate_loss(&e, &inference.model, &l, NULL, 0));
+    OK_OR_FAIL(evaluate_loss(&e, &inference.model, &l, NULL, 0, model_sum));
     int token[S], target[S], position[S], start[S];
     long samples, scored = 0;
     double sum = 0;
@@ -71,10 +71,10 @@ static void check_loss(const char *run, double bound)
     assert_true(fabs(e.perplexity - exp(e.loss)) < 1e-9 * e.perplexity);
     assert_true(isnan(e.bits_per_byte) && e.bytes == 0);
 
-    OK_OR_FAIL(evaluate_loss(&part, &inference.model, &l, NULL, 100));
+    OK_OR_FAIL(evaluate_loss(&part, &inference.model, &l, NULL, 100, model_sum));
     assert_int_equal(part.tokens, 100);
     assert_true(part.loss != e.loss);
-    OK_OR_FAIL(evaluate_loss(&part, &inference.model, &l, NULL, 1L << 40));
+    OK_OR_FAIL(evaluate_loss(&part, &inference.model, &l, NULL, 1L << 40, model_sum));
     assert_int_equal(part.tokens, e.tokens);
     assert_true(part.loss == e.loss);
     loader_close(&l);
@@ -210,7 +210,7 @@ static void test_bytes(void **state)
     OK_OR_FAIL(inference_open(&i, at("prose"), S, 0));
     assert_non_null(i.tokenizer.model); // the checkpoint carries the data's tokenizer
     OK_OR_FAIL(loader_open(&l, at("prose"), "_valid", S, 1, true));
-    OK_OR_FAIL(evaluate_loss(&e, &i.model, &l, &i.tokenizer, 0));
+    OK_OR_FAIL(evaluate_loss(&e, &i.model, &l, &i.tokenizer, 0, model_sum));
     printf("  %ld bytes counted, %ld in the text; %.3f bits per byte\n", e.bytes, bytes, e.bits_per_byte);
     assert_int_equal(e.bytes, bytes);
     assert_true(fabs(e.bits_per_byte - e.loss * (double)e.tokens / log(2) / (double)bytes) < 1e-9);
@@ -405,7 +405,7 @@ static void test_same_as_training(void **state)
     struct rows r = read_rows(at("logged"), "eval_loss");
     struct loader l = open_valid(S, true);
     OK_OR_FAIL(inference_open(&i, at("logged"), S, 0));
-    OK_OR_FAIL(evaluate_loss(&e, &i.model, &l, NULL, 0));
+    OK_OR_FAIL(evaluate_loss(&e, &i.model, &l, NULL, 0, model_sum));
     double logged = number(r.row[0], "eval_loss");
     printf("  logged %.8f, evaluated %.8f\n", logged, e.loss);
     assert_true(fabs(logged - e.loss) < 1e-6 * e.loss);

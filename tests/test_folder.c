@@ -242,7 +242,7 @@ static void test_fp8(void **state)
     long n, used = 0;
     c.quant = QUANT_FP8;
     OK_OR_FAIL(tensor_plan_of(&plan, &n, &c, F32));
-    OK_OR_FAIL(param_list_of(&list, &c));
+    OK_OR_FAIL(param_list_of(&list, &c, NULL));
     for (int rank = 0; rank < 2; rank++) { // the scale may be a number or a list of one
         used = 0;
         for (long i = 0; i < n; i++)

@@ -24,7 +24,7 @@ static void test_sums(void **state)
     shapes[3].tied = shapes[4].tied = true;
     for (long i = 0; i < 5; i++) {
         struct param_list list;
-        OK_OR_FAIL(param_list_of(&list, &shapes[i]));
+        OK_OR_FAIL(param_list_of(&list, &shapes[i], NULL));
         long sum = 0;
         for (long j = 0; j < list.n; j++) sum += param_elements(&list.item[j]);
         assert_int_equal(list.elements, sum);
@@ -57,7 +57,7 @@ static void test_names(void **state)
                            "model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"};
     struct config c = tiny_moe();
     struct param_list list;
-    OK_OR_FAIL(param_list_of(&list, &c));
+    OK_OR_FAIL(param_list_of(&list, &c, NULL));
     for (long i = 0; i < 12; i++) assert_string_equal(list.item[i].name, moe[i]);
     assert_string_equal(list.item[list.n - 2].name, "model.norm.weight");
     assert_string_equal(list.item[list.n - 1].name, "lm_head.weight");
@@ -71,11 +71,11 @@ static void test_names(void **state)
     param_list_free(&list);
 
     c = tiny_dense();
-    OK_OR_FAIL(param_list_of(&list, &c));
+    OK_OR_FAIL(param_list_of(&list, &c, NULL));
     for (long i = 0; i < 5; i++) assert_string_equal(list.item[list.n - 5 + i].name, dense[i]);
     param_list_free(&list);
     c.tied = true;
-    OK_OR_FAIL(param_list_of(&list, &c));
+    OK_OR_FAIL(param_list_of(&list, &c, NULL));
     assert_null(param_find(&list, "lm_head.weight"));
     param_list_free(&list);
 }
@@ -196,7 +196,7 @@ static void test_refused(void **state)
     c.L = 4096;
     assert_int_equal(model_measure(&bytes, &c, &o), ERR_MEMORY);
     c.E = 4096;
-    assert_int_equal(param_list_of(&list, &c), ERR_MEMORY);
+    assert_int_equal(param_list_of(&list, &c, NULL), ERR_MEMORY);
     assert_non_null(strstr(fail_message(), "too many tensors"));
     c = tiny_dense();
     c.D = c.F = 1 << 20;
@@ -204,7 +204,7 @@ static void test_refused(void **state)
     c.H = c.G = 4096;
     c.C = 4096;
     o = training(F32, 1, 1);
-    assert_int_equal(param_list_of(&list, &c), ERR_MEMORY);
+    assert_int_equal(param_list_of(&list, &c, NULL), ERR_MEMORY);
     assert_int_equal(model_init(&m, &c, &o), ERR_MEMORY); // and nothing leaks
     c = tiny_dense();
     o.weights = QUANT_FP8;

@@ -303,7 +303,7 @@ static void test_skywork_names(void **state)
     struct config c;
     struct param_list list;
     OK_OR_FAIL(config_read(&c, "configs/skywork-moe.json"));
-    OK_OR_FAIL(param_list_of(&list, &c));
+    OK_OR_FAIL(param_list_of(&list, &c, NULL));
     long names = list.n;
     for (long i = 0; i < list.n; i++) names += list.item[i].kind->quantise;
     printf("  Skywork-MoE in FP8: %ld tensors\n", names);

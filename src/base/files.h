@@ -92,6 +92,12 @@ MUST_USE enum status file_copy(const char *to, const char *from);
 MUST_USE enum status file_append(int fd, const char *path, const void *data, long bytes);
 MUST_USE enum status file_append_open(int *fd, const char *path);
 
+// A file that several processes write into, each at its own places. It must exist with its full length (file_extend).
+MUST_USE enum status file_extend(const char *path, long bytes);
+MUST_USE enum status file_place_open(int *fd, const char *path);
+MUST_USE enum status file_place(int fd, const char *path, const void *data, long bytes, long at);
+MUST_USE enum status file_place_close(int fd, const char *path); // durable
+
 MUST_USE enum status folder_make(const char *path);   // with parents; an existing folder is fine
 MUST_USE enum status folder_sync(const char *path);   // makes renames inside it durable
 MUST_USE enum status path_rename(const char *to, const char *from);

@@ -337,6 +337,44 @@ enum status file_append(int fd, const char *path, const void *data, long bytes)
     return write_all(fd, data, bytes) ? OK : write_failed(path);
 }
 
+// ---- placing ----
+
+enum status file_extend(const char *path, long bytes)
+{
+    if (write_allowed() && truncate(path, bytes) == 0) return OK;
+    return write_failed(path);
+}
+
+enum status file_place_open(int *fd, const char *path)
+{
+    *fd = open(path, O_RDWR | O_CLOEXEC);
+    return *fd >= 0 ? OK : fail(ERR_IO, "%s: cannot be opened for writing: %s", path, strerror(errno));
+}
+
+enum status file_place(int fd, const char *path, const void *data, long bytes, long at)
+{
+    const char *from = data;
+    if (!write_allowed()) return write_failed(path);
+    while (bytes > 0) {
+        ssize_t done = pwrite(fd, from, (size_t)bytes, at);
+        if (done < 0 && errno == EINTR) continue;
+        if (done == 0) errno = EIO;
+        if (done <= 0) return write_failed(path);
+        from += done;
+        at += done;
+        bytes -= done;
+    }
+    return OK;
+}
+
+enum status file_place_close(int fd, const char *path)
+{
+    bool durable = write_allowed() && fsync(fd) == 0;
+    enum status status = durable ? OK : write_failed(path);
+    if (close(fd) != 0 && durable) return write_failed(path);
+    return status;
+}
+
 // ---- names ----
 
 enum status folder_sync(const char *path)

@@ -30,89 +30,7 @@ static long step_of(const char *name)
     return digits >= 6 ? step : -1;
 }
 
-// ---- which tensors training needs beside the model's ----
-
-// The model's file holds rounded values unless it is as wide as the arithmetic of the optimizer.
-static bool has_master(const struct model *m, const struct param *p)
-{
-    return p->master || m->c.dtype != m->x.k->acc;
-}
-
-enum { KINDS = 3 };
-static const char *const kind_names[KINDS] = {"master", "m", "v"};
-
-static void *kind_data(const struct param *p, int kind)
-{
-    if (kind == 1) return p->m;
-    if (kind == 2) return p->v;
-    return p->master ? p->master : p->value.data;
-}
-
-static bool has_kind(const struct model *m, const struct param *p, int kind)
-{
-    return !p->kind->counted && (kind > 0 || has_master(m, p));
-}
-
-static void kind_tensor(struct tensor_plan *t, const struct model *m, const struct param *p, int kind)
-{
-    snprintf(t->name, sizeof t->name, "%s.%s", kind_names[kind], p->name);
-    t->dtype = m->x.k->acc;
-    t->rank = p->kind->columns == DIM_NONE ? 1 : 2;
-    t->shape[0] = p->rows;
-    t->shape[1] = p->columns;
-}
-
 // ---- saving ----
-
-static enum status write_tensors(struct safetensors_writer *w, const struct model *m, char *host)
-{
-    long size = dtype_size(m->x.k->acc);
-    for (long i = 0; i < m->params.n; i++)
-        for (int kind = 0; kind < KINDS; kind++) {
-            const struct param *p = &m->params.item[i];
-            if (!has_kind(m, p, kind)) continue;
-            const char *data = kind_data(p, kind);
-            for (long at = 0, n; at < p->rows * p->columns; at += n) {
-                n = p->rows * p->columns - at < CHUNK ? p->rows * p->columns - at : CHUNK;
-                m->x.k->to_host(host, data + at * size, n * size);
-                TRY(safetensors_write_data(w, host, n * size));
-            }
-        }
-    return OK;
-}
-
-static enum status write_optimizer_file(struct folder_writer *folder, const struct model *m, struct tensor_plan *plan,
-                                        char *host)
-{
-    char path[PATH_LENGTH];
-    struct safetensors_writer w;
-    uint64_t hash;
-    long n = 0;
-    for (long i = 0; i < m->params.n; i++)
-        for (int kind = 0; kind < KINDS; kind++)
-            if (has_kind(m, &m->params.item[i], kind)) kind_tensor(&plan[n++], m, &m->params.item[i], kind);
-    TRY(folder_writer_path(path, folder, "training/optimizer.safetensors"));
-    TRY(safetensors_write_open(&w, path, plan, n));
-    enum status status = write_tensors(&w, m, host);
-    if (status != OK) {
-        safetensors_write_abort(&w);
-        return status;
-    }
-    TRY(safetensors_write_commit(&w, &hash));
-    return folder_writer_hash(folder, "training/optimizer.safetensors", hash);
-}
-
-static enum status write_optimizer(struct folder_writer *folder, const struct model *m)
-{
-    struct tensor_plan *plan = calloc((size_t)m->params.n * KINDS, sizeof *plan);
-    char *host = malloc(CHUNK * sizeof(double));
-    enum status status = ERR_MEMORY;
-    if (plan && host) status = write_optimizer_file(folder, m, plan, host);
-    else fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
-    free(plan);
-    free(host);
-    return status;
-}
 
 static void put_numbers(struct json_out *o, const char *key, const double *values, long n)
 {
@@ -147,33 +65,48 @@ static enum status write_state(const struct folder_writer *folder, const struct 
     return status;
 }
 
-static enum status fill_folder(struct folder_writer *w, const struct model *m, const struct training_state *s,
-                               const char *settings, const char *tokenizer_folder)
+// What rank 0 writes beside the tensors.
+static enum status write_rest(struct folder_writer *w, const struct config *c, const struct training_state *s,
+                              const char *settings, const char *tokenizer_folder)
 {
     char path[PATH_LENGTH];
-    TRY(folder_writer_model(w, m));
     TRY(folder_writer_copy(w, tokenizer_folder));
-    TRY(folder_writer_path(path, w, "training"));
-    TRY(folder_make(path));
-    TRY(write_optimizer(w, m));
-    TRY(write_state(w, &m->c, s));
+    TRY(write_state(w, c, s));
     TRY(folder_writer_path(path, w, "training/settings.conf"));
     return file_write(path, settings ? settings : "", settings ? (long)strlen(settings) : 0);
 }
 
-static enum status write_folder(const char *path, const struct model *m, const struct training_state *s,
+static enum status make_training_folder(const struct folder_writer *w)
+{
+    char path[PATH_LENGTH];
+    TRY(folder_writer_path(path, w, "training"));
+    return folder_make(path);
+}
+
+static enum status fill_folder(struct folder_writer *w, const struct zero *z, const struct training_state *s,
+                               const char *settings, const char *tokenizer_folder)
+{
+    bool first = transport_rank() == 0;
+    TRY(transport_ranks() == 1 ? folder_writer_model(w, z->m) : values_write(w, z));
+    TRY(agree(first ? make_training_folder(w) : OK));
+    TRY(optimizer_write(w, z));
+    return agree(first ? write_rest(w, &z->m->c, s, settings, tokenizer_folder) : OK);
+}
+
+static enum status write_folder(const char *path, const struct zero *z, const struct training_state *s,
                                 const char *settings, const char *tokenizer_folder)
 {
     struct tensor_plan *plan;
-    struct folder_writer *w;
+    struct folder_writer *w = NULL;
+    const struct config *c = &z->m->c;
     long n;
-    TRY(tensor_plan_of(&plan, &n, &m->c, m->c.dtype));
-    enum status status = folder_writer_open(&w, path, &m->c, plan, n, 0, true);
+    TRY(agree(tensor_plan_of(&plan, &n, c, c->dtype)));
+    enum status status = agree(transport_rank() == 0 ? folder_writer_open(&w, path, c, plan, n, 0, true)
+                                                     : folder_writer_join(&w, path, c, plan, n, 0));
     free(plan);
-    TRY(status);
-    status = fill_folder(w, m, s, settings, tokenizer_folder);
-    if (status == OK) return folder_writer_commit(w);
-    folder_writer_abort(w);
+    if (status == OK) status = fill_folder(w, z, s, settings, tokenizer_folder);
+    if (status == OK) return agree(folder_writer_commit(w));
+    if (w) folder_writer_abort(w);
     return status;
 }
 
@@ -225,16 +158,18 @@ static enum status remove_old(const char *run, long step, long keep)
     return status;
 }
 
-enum status checkpoint_save(const char *run, const struct model *m, const struct training_state *s,
+enum status checkpoint_save(const char *run, const struct zero *z, const struct training_state *s,
                             const char *settings, const char *tokenizer_folder, long keep)
 {
     char name[STEP_NAME], path[PATH_LENGTH], latest[PATH_LENGTH], text[STEP_NAME + 1];
+    bool first = transport_rank() == 0;
     step_name(name, s->step);
-    TRY(path_join(path, run, name));
-    TRY(path_join(latest, run, "latest"));
-    TRY(write_folder(path, m, s, settings, tokenizer_folder));
+    TRY(agree(path_join(path, run, name)));
+    TRY(agree(path_join(latest, run, "latest")));
+    TRY(write_folder(path, z, s, settings, tokenizer_folder));
     snprintf(text, sizeof text, "%s\n", name);
-    TRY(file_write(latest, text, (long)strlen(text))); // durable when it returns
+    TRY(agree(first ? file_write(latest, text, (long)strlen(text)) : OK)); // durable when it returns
+    if (!first) return OK;
     // From here on the checkpoint is safe: a folder that cannot be removed must not end a training run.
     if (keep > 0 && remove_old(run, s->step, keep) != OK) log_warning("%s", fail_message());
     return OK;
@@ -325,69 +260,33 @@ static enum status load_state(struct training_state *s, const struct config *c, 
     return status;
 }
 
-static enum status check_kind(const struct safetensors *file, const struct model *m, const struct param *p, int kind)
-{
-    struct tensor_plan plan;
-    kind_tensor(&plan, m, p, kind);
-    const struct stored_tensor *t = safetensors_find(file, plan.name);
-    if (!t) return fail(ERR_FORMAT, "%s: tensor %s is missing", file->path, plan.name);
-    if (t->type != (int)plan.dtype || t->bytes != tensor_plan_bytes(&plan))
-        return fail(ERR_FORMAT, "%s: tensor %s is %s with %ld elements, expected %s with %ld", file->path, plan.name,
-                    t->dtype, t->elements, dtype_name(plan.dtype), p->rows * p->columns);
-    return OK;
-}
-
-static enum status load_optimizer_file(struct model *m, const struct safetensors *file)
-{
-    for (long i = 0; i < m->params.n; i++)
-        for (int kind = 0; kind < KINDS; kind++)
-            if (has_kind(m, &m->params.item[i], kind)) TRY(check_kind(file, m, &m->params.item[i], kind));
-    for (long i = 0; i < m->params.n; i++)
-        for (int kind = 0; kind < KINDS; kind++) {
-            struct param *p = &m->params.item[i];
-            struct tensor_plan plan;
-            if (!has_kind(m, p, kind)) continue;
-            kind_tensor(&plan, m, p, kind);
-            const struct stored_tensor *t = safetensors_find(file, plan.name);
-            m->x.k->from_host(kind_data(p, kind), t->data, t->bytes);
-        }
-    return OK;
-}
-
-static enum status load_optimizer(struct model *m, const char *path)
-{
-    char name[PATH_LENGTH];
-    struct safetensors file;
-    TRY(path_join(name, path, "training/optimizer.safetensors"));
-    TRY(safetensors_open(&file, name));
-    enum status status = load_optimizer_file(m, &file);
-    safetensors_close(&file);
-    return status;
-}
-
 static enum status check_same_model(const struct model *m, const struct model_folder *f)
 {
-    bool same = m->params.n == f->params.n && m->c.dtype == f->config.dtype;
+    bool same = m->params.all == f->params.n && m->c.dtype == f->config.dtype;
     for (long i = 0; i < m->params.n && same; i++) {
-        const struct param *a = &m->params.item[i], *b = &f->params.item[i];
-        same = strcmp(a->name, b->name) == 0 && a->rows == b->rows && a->columns == b->columns;
+        const struct param *a = &m->params.item[i], *b = &f->params.item[a->index];
+        same = strcmp(a->name, b->name) == 0 && a->all_rows == b->rows && a->all_columns == b->columns;
     }
     if (!same) return fail(ERR_FORMAT, "%s: its config.json describes another model than this run's", f->path);
     return OK;
 }
 
-enum status checkpoint_load(struct model *m, struct training_state *s, const char *path)
+static enum status load_own(struct zero *z, struct training_state *s, const char *path)
 {
     struct model_folder f;
-    CHECK(m->params.n == 0 || m->params.item[0].m); // made for training
-    TRY(folder_verify(path));
-    TRY(load_state(s, &m->c, path));
+    TRY(load_state(s, &z->m->c, path));
     TRY(model_folder_open(&f, path));
-    enum status status = check_same_model(m, &f);
-    if (status == OK) status = model_folder_load(m, &f);
+    enum status status = check_same_model(z->m, &f);
+    if (status == OK) status = model_folder_load(z->m, &f);
     model_folder_close(&f);
     TRY(status);
-    return load_optimizer(m, path);
+    return optimizer_read(z, path);
+}
+
+enum status checkpoint_load(struct zero *z, struct training_state *s, const char *path)
+{
+    TRY(agree(folder_verify_share(path, transport_rank(), transport_ranks())));
+    return agree(load_own(z, s, path));
 }
 
 enum status checkpoint_settings(char **text, const char *path)

@@ -9,6 +9,7 @@
 #define SKYMOE_CHECKPOINT_CHECKPOINT_H
 
 #include "checkpoint/folder.h"
+#include "parallel/zero.h"
 
 struct training_state {
     long step;             // completed steps
@@ -23,14 +24,23 @@ struct training_state {
     double *bias;          // [L, E] of the gates (--moe-aux-loss bias), to the last bit; NULL when not kept
 };
 
-MUST_USE enum status checkpoint_save(const char *run, const struct model *m, const struct training_state *s,
+// All ranks of a job call the next two, and fail together. A file has the same bytes whatever the layout: rank 0 makes it,
+// every rank writes what it owns, rank 0 gives it its name.
+MUST_USE enum status checkpoint_save(const char *run, const struct zero *z, const struct training_state *s,
                                      const char *settings, const char *tokenizer_folder, long keep);
+// Reads weights, masters, moments and state, as much as this rank holds; every checksum is verified. The arrays of s must
+// have room (model's L, E).
+MUST_USE enum status checkpoint_load(struct zero *z, struct training_state *s, const char *path);
 // Path of the newest checkpoint of RUN (or RUN itself when it is a step folder). ERR_IO when there is none.
 MUST_USE enum status checkpoint_latest(char path[PATH_LENGTH], const char *run);
-// Reads weights, masters, moments and state; every checksum is verified. The arrays of s must have room (model's L, E).
-MUST_USE enum status checkpoint_load(struct model *m, struct training_state *s, const char *path);
 MUST_USE enum status training_state_parse(struct training_state *s, const struct config *c, const char *text,
                                           long bytes, const char *name); // state.json alone (fuzzed)
 MUST_USE enum status checkpoint_settings(char **text, const char *path); // the caller frees
+
+
+// checkpoint_tensors.c: training/optimizer.safetensors, and a model's values from several ranks.
+MUST_USE enum status optimizer_write(struct folder_writer *w, const struct zero *z);
+MUST_USE enum status optimizer_read(struct zero *z, const char *path);
+MUST_USE enum status values_write(struct folder_writer *w, const struct zero *z);
 
 #endif

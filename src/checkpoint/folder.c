@@ -252,7 +252,7 @@ static enum status match_all(struct model_folder *f)
 {
     long n = 0;
     for (long i = 0; i < f->shards; i++) n += f->shard[i].n;
-    TRY(param_list_of(&f->params, &f->config));
+    TRY(param_list_of(&f->params, &f->config, NULL));
     CHECK(f->params.n > 0 && strcmp(f->params.item[0].name, "model.embed_tokens.weight") == 0);
     f->stored = calloc((size_t)f->params.n, sizeof *f->stored);
     f->scale = calloc((size_t)f->params.n, sizeof *f->scale);

@@ -38,9 +38,9 @@ float model_folder_scale(const struct model_folder *f, long i, long element);
 void values_from_float(void *to, enum dtype dtype, const float *from, long n);
 void floats_from_values(float *to, const void *from, enum dtype dtype, long n);
 
-// Whether f->params.item[i] is parameter p of a model. Both lists have the same order; only a gate bias, which starts
-// at 0, may be missing in a folder that a model starts from.
-bool model_folder_has(const struct model_folder *f, long i, const struct param *p);
+// Which of f->params.item is parameter p of a model; looks from `from` on, for both lists have the same order. Only a gate
+// bias, which starts at 0, may be missing in a folder that a model starts from: -1.
+long model_folder_find(const struct model_folder *f, const struct param *p, long from);
 
 // Weights as they lie in the files, for inference: a model uses them as o.mapped. A field of the parameter table is
 // mapped where all its parts have the dtype it is to have in memory, begin at whole elements, and lie in their pages so
@@ -56,7 +56,7 @@ MUST_USE enum status mapped_weights_open(struct mapped_weights *w, const struct 
                                          enum dtype other);
 void mapped_weights_close(struct mapped_weights *w);
 
-// Fills m's parameters (converting dtypes) but for those that are mapped. m was initialised from f->config. FP8 tensors
+// Fills what m holds of the parameters (converting dtypes) but for those that are mapped. m was initialised from f->config. FP8 tensors
 // go in as they are when m->o.weights is QUANT_FP8. Does not set masters.
 MUST_USE enum status model_folder_load(struct model *m, const struct model_folder *f);
 
@@ -82,6 +82,17 @@ MUST_USE enum status folder_writer_hash(struct folder_writer *w, const char *nam
 // Copies what a folder has beside its weights: tokenizer, chat template, generation settings, Python files. Writes
 // generation_config.json when `from` has none (or is NULL).
 MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *from);
+// The folder from several processes: one opens it and makes the shards, the others join; all write pieces (bytes `at` of
+// the named tensor) and close what they wrote (so_far: how it went); then all together learn the checksums of the shards,
+// each of some. Who joined commits and aborts too, which does nothing on the disk.
+MUST_USE enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
+                                        const struct tensor_plan *tensor, long n, long shard_bytes);
+MUST_USE enum status folder_writer_shards(struct folder_writer *w);
+MUST_USE enum status folder_writer_place(struct folder_writer *w, const char *tensor, const void *data, long at,
+                                         long bytes);
+MUST_USE enum status folder_writer_placed(struct folder_writer *w, enum status so_far);
+MUST_USE enum status folder_writer_hash_shards(struct folder_writer *w); // all ranks of the world
+
 // Finishes the last shard, writes the index, config.json and checksums.json (XXH3 of every file), renames.
 MUST_USE enum status folder_writer_commit(struct folder_writer *w); // frees w either way
 void folder_writer_abort(struct folder_writer *w);
@@ -101,5 +112,7 @@ MUST_USE enum status folder_similarity(double *similarity, const struct model_fo
 
 // Recomputes checksums.json: ERR_FORMAT names the first file that differs; ERR_IO without checksums.json.
 MUST_USE enum status folder_verify(const char *path);
+// Of its files only those that are part'th of `parts` (several processes verify together).
+MUST_USE enum status folder_verify_share(const char *path, long part, long parts);
 
 #endif

@@ -22,12 +22,28 @@ static void load_scales(const struct kernels *k, const struct model_folder *f, l
     }
 }
 
-static enum status load_tensor(struct model *m, struct tensor to, const struct model_folder *f, long i, float *values,
-                               void *converted)
+// A run of elements that lie behind each other in the folder and here.
+static void load_run(const struct kernels *k, struct tensor to, const struct model_folder *f, long i, long from, long at,
+                     long n, float *values, void *converted)
+{
+    char *place = (char *)to.data + at * dtype_size(to.dtype);
+    if (to.dtype == (enum dtype)f->stored[i]->type) {
+        long size = dtype_size(to.dtype);
+        k->from_host(place, f->stored[i]->data + from * size, n * size);
+        return;
+    }
+    model_folder_read(values, f, i, from, n);
+    values_from_float(converted, to.dtype, values, n);
+    k->from_host(place, converted, n * dtype_size(to.dtype));
+}
+
+static enum status load_tensor(struct model *m, const struct param *held, const struct model_folder *f, long i,
+                               float *values, void *converted)
 {
     const struct kernels *k = m->x.k;
     const struct stored_tensor *t = f->stored[i];
     const struct param *p = &f->params.item[i];
+    struct tensor to = held->value;
     bool mapped = m->o.mapped && params_field(m->o.mapped, p->kind, p->layer)->data;
     if (to.dtype == F8_E4M3) {
         if (t->type != F8_E4M3)
@@ -38,38 +54,36 @@ static enum status load_tensor(struct model *m, struct tensor to, const struct m
         return OK;
     }
     if (mapped) return OK;
-    if (to.dtype == (enum dtype)t->type) {
-        k->from_host(to.data, t->data, t->bytes);
-        return OK;
-    }
-    for (long from = 0; from < t->elements; from += CHUNK) {
-        long n = t->elements - from < CHUNK ? t->elements - from : CHUNK;
-        model_folder_read(values, f, i, from, n);
-        values_from_float(converted, to.dtype, values, n);
-        k->from_host((char *)to.data + from * dtype_size(to.dtype), converted, n * dtype_size(to.dtype));
+    bool same = to.dtype == (enum dtype)t->type;
+    for (long at = 0, n; at < held->rows * held->columns; at += n) {
+        long from = param_global(held, at, &n);
+        if (n > CHUNK && !same) n = CHUNK;
+        load_run(k, to, f, i, from, at, n, values, converted);
     }
     return OK;
 }
 
-bool model_folder_has(const struct model_folder *f, long i, const struct param *p)
+long model_folder_find(const struct model_folder *f, const struct param *p, long from)
 {
-    bool has = i < f->params.n && !strcmp(f->params.item[i].name, p->name);
-    CHECK(has || p->kind->counted);
-    return has;
+    for (long i = from; i < f->params.n; i++)
+        if (!strcmp(f->params.item[i].name, p->name)) return i;
+    CHECK(p->kind->counted);
+    return -1;
 }
 
 enum status model_folder_load(struct model *m, const struct model_folder *f)
 {
-    long i = 0;
+    long at = 0;
     float *values = malloc(CHUNK * sizeof *values);
     double *converted = malloc(CHUNK * sizeof *converted);
     enum status status = values && converted ? OK : fail(ERR_MEMORY, "%s: no memory to read it", f->path);
-    for (const struct param *p = m->params.item; p < m->params.item + m->params.n && status == OK; p++)
-        if (model_folder_has(f, i, p)) {
-            status = load_tensor(m, p->value, f, i, values, converted);
-            model_folder_forget(f, i++); // what was copied need not be in this process' memory twice
-        }
-    CHECK(status != OK || i == f->params.n);
+    for (const struct param *p = m->params.item; p < m->params.item + m->params.n && status == OK; p++) {
+        long i = model_folder_find(f, p, at);
+        if (i < 0) continue;
+        status = load_tensor(m, p, f, i, values, converted);
+        model_folder_forget(f, i); // what was copied need not be in this process' memory twice
+        at = i + 1;
+    }
     free(converted);
     free(values);
     return status;
@@ -80,7 +94,7 @@ enum status model_folder_load(struct model *m, const struct model_folder *f)
 enum status tensor_plan_of(struct tensor_plan **plan, long *n, const struct config *c, enum dtype dtype)
 {
     struct param_list list;
-    TRY(param_list_of(&list, c));
+    TRY(param_list_of(&list, c, NULL));
     struct tensor_plan *made = calloc((size_t)list.n, sizeof *made);
     *n = 0;
     for (int counted = 1; made && counted >= 0; counted--)

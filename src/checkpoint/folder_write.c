@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "checkpoint/folder.h"
+#include "comm/group.h"
 
 enum { FILES_MOST = 100000 };
 static const long SHARD_BYTES = 5000000000;
@@ -32,6 +33,8 @@ struct folder_writer {
     long open_shard; // the one being written, or shards when all are
     bool file_open;
     struct safetensors_writer file;
+    bool joined;     // another process makes the folder
+    struct placed_file *placed; // [shards] open ones have a descriptor, when the folder is written from several processes
     struct entry *entry;
     long entries;
 };
@@ -142,6 +145,7 @@ static enum status writer_set_up(struct folder_writer *w, const char *path, cons
 
 static void writer_free(struct folder_writer *w)
 {
+    free(w->placed);
     for (long i = 0; i < w->entries; i++) free(w->entry[i].name);
     free(w->entry);
     free(w->shard);
@@ -206,6 +210,114 @@ enum status folder_writer_data(struct folder_writer *w, const void *data, long b
     if (!w->file_open) TRY(start_shard(w));
     TRY(safetensors_write_data(&w->file, data, bytes));
     return w->file.at == w->file.n ? finish_shard(w) : OK;
+}
+
+// ---- tensors from several processes ----
+
+static enum status shard_path(char path[PATH_LENGTH], const struct folder_writer *w, long shard)
+{
+    char name[64];
+    shard_name(name, w, shard);
+    return path_join(path, w->temporary, name);
+}
+
+static enum status join_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor,
+                               long shard_bytes)
+{
+    TRY(set_paths(w, path));
+    w->tensor = malloc(((size_t)w->n + 1) * sizeof *w->tensor);
+    if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
+    return cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES);
+}
+
+enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
+                               const struct tensor_plan *tensor, long n, long shard_bytes)
+{
+    struct folder_writer *made = calloc(1, sizeof *made);
+    if (!made) return fail(ERR_MEMORY, "%s: no memory to write it", path);
+    made->config = *c;
+    made->n = n;
+    made->joined = true;
+    enum status status = join_set_up(made, path, tensor, shard_bytes);
+    if (status == OK) *w = made;
+    else writer_free(made);
+    return status;
+}
+
+enum status folder_writer_shards(struct folder_writer *w)
+{
+    for (long s = 0; s < w->shards; s++) {
+        char path[PATH_LENGTH];
+        TRY(shard_path(path, w, s));
+        TRY(placed_file_make(path, w->tensor + w->shard[s].first, w->shard[s].n));
+    }
+    return OK;
+}
+
+static long shard_of(const struct folder_writer *w, const char *tensor)
+{
+    for (long s = 0; s < w->shards; s++)
+        for (long i = 0; i < w->shard[s].n; i++)
+            if (strcmp(w->tensor[w->shard[s].first + i].name, tensor) == 0) return s;
+    CHECK(!"a tensor of the folder");
+}
+
+enum status folder_writer_place(struct folder_writer *w, const char *tensor, const void *data, long at, long bytes)
+{
+    long s = shard_of(w, tensor);
+    char path[PATH_LENGTH];
+    if (!w->placed) w->placed = calloc((size_t)w->shards, sizeof *w->placed);
+    if (!w->placed) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    if (!w->placed[s].tensor) {
+        TRY(shard_path(path, w, s));
+        enum status status = placed_file_open(&w->placed[s], path, w->tensor + w->shard[s].first, w->shard[s].n);
+        if (status != OK) w->placed[s].tensor = NULL;
+        TRY(status);
+    }
+    return placed_file_write(&w->placed[s], tensor, data, at, bytes);
+}
+
+enum status folder_writer_placed(struct folder_writer *w, enum status so_far)
+{
+    for (long s = 0; w->placed && s < w->shards; s++) {
+        if (!w->placed[s].tensor) continue;
+        so_far = placed_file_close(&w->placed[s], so_far);
+        w->placed[s].tensor = NULL;
+    }
+    return so_far;
+}
+
+static enum status hash_file(uint64_t *hash, long *bytes, const char *path);
+
+// Each rank gives some shards their names and reads them once more; all learn what it found.
+static enum status hash_some(const struct folder_writer *w, long *hash_bytes)
+{
+    for (long s = transport_rank(); s < w->shards; s += transport_ranks()) {
+        char path[PATH_LENGTH];
+        uint64_t hash;
+        TRY(shard_path(path, w, s));
+        TRY(placed_file_finish(path));
+        TRY(hash_file(&hash, &hash_bytes[2 * s + 1], path));
+        hash_bytes[2 * s] = (long)hash;
+    }
+    return OK;
+}
+
+enum status folder_writer_hash_shards(struct folder_writer *w)
+{
+    struct group world = group_of("world", CHANNEL_WORLD, 0, 1, transport_ranks(), transport_rank());
+    long *found = calloc(2 * (size_t)w->shards, sizeof *found);
+    enum status status = agree(found ? hash_some(w, found) : fail(ERR_MEMORY, "%s: no memory to write it", w->path));
+    if (status == OK) group_sum_long(&world, found, 2 * w->shards);
+    for (long s = 0; s < w->shards && status == OK; s++) {
+        char name[64];
+        shard_name(name, w, s);
+        status = add_entry(w, name, found[2 * s + 1], (uint64_t)found[2 * s], true);
+    }
+    w->open_shard = w->shards;
+    free(found);
+    return agree(status);
 }
 
 // ---- other files ----
@@ -433,7 +545,7 @@ static enum status writer_finish(struct folder_writer *w)
 
 enum status folder_writer_commit(struct folder_writer *w)
 {
-    enum status status = writer_finish(w);
+    enum status status = w->joined ? OK : writer_finish(w);
     if (status != OK) folder_writer_abort(w);
     else writer_free(w);
     return status;
@@ -444,6 +556,6 @@ void folder_writer_abort(struct folder_writer *w)
     char sentence[1024]; // of the failure that led here
     snprintf(sentence, sizeof sentence, "%s", fail_message());
     if (w->file_open) safetensors_write_abort(&w->file);
-    if (folder_remove(w->temporary) != OK) log_warning("%s", fail_message());
+    if (!w->joined && folder_remove(w->temporary) != OK) log_warning("%s", fail_message());
     if (fail(OK, "%s", sentence) == OK) writer_free(w);
 }

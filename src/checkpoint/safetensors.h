@@ -56,4 +56,25 @@ MUST_USE enum status safetensors_write_data(struct safetensors_writer *w, const 
 MUST_USE enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh3);
 void safetensors_write_abort(struct safetensors_writer *w);
 
+// ---- one file, many writers ----
+//
+// One process makes PATH.part, whole but for its data; then any number of processes write pieces of tensors into it, each
+// where it belongs; and when all have closed it, one gives it its name.
+
+MUST_USE enum status placed_file_make(const char *path, const struct tensor_plan *tensor, long n);
+struct placed_file {
+    int fd;
+    char path[PATH_LENGTH];
+    const struct tensor_plan *tensor; // the caller's; must outlive it
+    long *at;                         // [n] where each begins in the file
+    long n, last;                     // last: a guess at what is asked for next
+};
+MUST_USE enum status placed_file_open(struct placed_file *f, const char *path, const struct tensor_plan *tensor, long n);
+// `at`: bytes from the tensor's beginning.
+MUST_USE enum status placed_file_write(struct placed_file *f, const char *tensor, const void *data, long at,
+                                       long bytes);
+// Makes what was written durable. `so_far`: how the writing went; returned when it failed.
+MUST_USE enum status placed_file_close(struct placed_file *f, enum status so_far);
+MUST_USE enum status placed_file_finish(const char *path);
+
 #endif

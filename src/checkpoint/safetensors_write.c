@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/json.h"
 #include "checkpoint/safetensors.h"
@@ -94,4 +95,86 @@ enum status safetensors_write_commit(struct safetensors_writer *w, uint64_t *xxh
 void safetensors_write_abort(struct safetensors_writer *w)
 {
     output_abort(&w->out);
+}
+
+// ---- one file, many writers ----
+
+static enum status part_name(char name[PATH_LENGTH], const char *path)
+{
+    if (snprintf(name, PATH_LENGTH, "%s.part", path) < PATH_LENGTH) return OK;
+    return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", path, PATH_LENGTH - 6);
+}
+
+static enum status header_alone(const char *part, const struct tensor_plan *tensor, long n, long *bytes)
+{
+    struct safetensors_writer w = {.tensor = tensor, .n = n};
+    TRY(output_open(&w.out, part));
+    enum status status = write_header(&w);
+    *bytes = w.out.written;
+    if (status == OK) return output_commit(&w.out, NULL);
+    output_abort(&w.out);
+    return status;
+}
+
+enum status placed_file_make(const char *path, const struct tensor_plan *tensor, long n)
+{
+    char part[PATH_LENGTH];
+    long bytes;
+    TRY(part_name(part, path));
+    TRY(header_alone(part, tensor, n, &bytes));
+    for (long i = 0; i < n; i++) bytes += tensor_plan_bytes(&tensor[i]);
+    return file_extend(part, bytes);
+}
+
+static enum status find_places(struct placed_file *f)
+{
+    uint8_t size[8];
+    f->at = malloc(((size_t)f->n + 1) * sizeof *f->at);
+    if (!f->at) return fail(ERR_MEMORY, "%s: no memory to write it", f->path);
+    if (pread(f->fd, size, 8, 0) != 8) return fail(ERR_IO, "%s: cannot be read back", f->path);
+    long at = 8;
+    for (int i = 0; i < 8; i++) at += (long)size[i] << (8 * i);
+    for (long i = 0; i < f->n; i++) {
+        f->at[i] = at;
+        at += tensor_plan_bytes(&f->tensor[i]);
+    }
+    return OK;
+}
+
+enum status placed_file_open(struct placed_file *f, const char *path, const struct tensor_plan *tensor, long n)
+{
+    *f = (struct placed_file){.fd = -1, .tensor = tensor, .n = n};
+    TRY(part_name(f->path, path));
+    TRY(file_place_open(&f->fd, f->path));
+    enum status status = find_places(f);
+    if (status != OK) close(f->fd);
+    return status;
+}
+
+enum status placed_file_write(struct placed_file *f, const char *tensor, const void *data, long at, long bytes)
+{
+    for (long i = 0; i < f->n; i++) { // mostly the same as before, or the next one
+        long t = (f->last + i) % f->n;
+        if (strcmp(f->tensor[t].name, tensor) != 0) continue;
+        f->last = t;
+        CHECK(at >= 0 && bytes >= 0 && at + bytes <= tensor_plan_bytes(&f->tensor[t]));
+        return file_place(f->fd, f->path, data, bytes, f->at[t] + at);
+    }
+    CHECK(!"a tensor of the file");
+}
+
+enum status placed_file_close(struct placed_file *f, enum status so_far)
+{
+    char sentence[1024];
+    snprintf(sentence, sizeof sentence, "%s", so_far == OK ? "" : fail_message());
+    free(f->at);
+    enum status closed = file_place_close(f->fd, f->path);
+    return so_far == OK ? closed : fail(so_far, "%s", sentence);
+}
+
+enum status placed_file_finish(const char *path)
+{
+    char part[PATH_LENGTH];
+    TRY(part_name(part, path));
+    return path_rename(path, part);
 }

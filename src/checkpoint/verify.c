@@ -34,7 +34,7 @@ static enum status verify_file(const char *folder, const cJSON *file, const char
     return OK;
 }
 
-static enum status verify_files(const char *folder, const cJSON *json, const char *checksums)
+static enum status verify_files(const char *folder, const cJSON *json, const char *checksums, long part, long parts)
 {
     const char *algorithm;
     if (!cJSON_IsObject(json)) return fail(ERR_FORMAT, "%s: not a JSON object", checksums);
@@ -43,11 +43,18 @@ static enum status verify_files(const char *folder, const cJSON *json, const cha
         return fail(ERR_FORMAT, "%s: algorithm is \"%.40s\", expected XXH3-64", checksums, algorithm);
     const cJSON *files = cJSON_GetObjectItemCaseSensitive(json, "files");
     if (!cJSON_IsObject(files)) return fail(ERR_FORMAT, "%s: files is missing", checksums);
-    for (const cJSON *file = files->child; file; file = file->next) TRY(verify_file(folder, file, checksums));
+    long i = 0;
+    for (const cJSON *file = files->child; file; file = file->next)
+        if (i++ % parts == part) TRY(verify_file(folder, file, checksums));
     return OK;
 }
 
 enum status folder_verify(const char *path)
+{
+    return folder_verify_share(path, 0, 1);
+}
+
+enum status folder_verify_share(const char *path, long part, long parts)
 {
     char checksums[PATH_LENGTH];
     cJSON *json;
@@ -55,7 +62,7 @@ enum status folder_verify(const char *path)
     if (!path_exists(checksums))
         return fail(ERR_IO, "%s: has no checksums.json (only folders that skymoe wrote can be verified)", path);
     TRY(json_read(&json, checksums, CHECKSUMS_LIMIT));
-    enum status status = verify_files(path, json, checksums);
+    enum status status = verify_files(path, json, checksums, part, parts);
     cJSON_Delete(json);
     return status;
 }

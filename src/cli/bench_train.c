@@ -4,12 +4,14 @@
 
 #include "base/log.h"
 #include "cli/bench.h"
+#include "parallel/zero.h"
 #include "train/optimizer.h"
 
 enum { SEQUENCES = 4, LENGTH = 512, MICRO_BATCHES = 4, STEP_TOKENS = SEQUENCES * LENGTH * MICRO_BATCHES };
 
 struct step {
     struct model *m;
+    struct zero *z;
     struct batch b;
     struct optimizer o;
     long update;
@@ -21,21 +23,20 @@ static void step_call(void *context)
     model_zero_gradients(s->m);
     for (long l = 0; s->m->balance && l < s->m->c.L; l++) moe_balance_reset(&s->m->balance[l], s->m->c.E);
     for (int i = 0; i < MICRO_BATCHES; i++)
-        model_forward_backward(s->m, &s->b, 1.0 / STEP_TOKENS, 1.0 / MICRO_BATCHES);
-    optimizer_step(&s->o, s->m, 1e-4, gradient_norm(s->m), ++s->update);
+        model_forward_backward(s->m, &s->b, 1.0 / STEP_TOKENS, 1.0 / MICRO_BATCHES, false);
+    zero_update(s->z, optimizer_at(&s->o, 1e-4, zero_norm(s->z), ++s->update));
 }
 
 // ---- memory ----
 
-static long arenas(const struct model *m)
+static long arenas(const struct model *m, const struct zero *z)
 {
-    return m->parameters.capacity + m->gradients.capacity + m->optimizer.capacity + m->activations.capacity +
+    return m->parameters.capacity + m->gradients.capacity + z->optimizer.capacity + m->activations.capacity +
            m->scratch_arena.capacity;
 }
 
-static void memory_row(const struct model *m, const struct model_bytes *plan, long before)
+static void memory_row(const struct model *m, const struct zero *z, long planned, long before)
 {
-    long planned = plan->parameters + plan->gradients + plan->optimizer + plan->saved + plan->scratch;
     long peak = resident_peak() - before;
     struct bench_row *r = bench_add("peak memory of a step (at most)", "GiB", 1.05);
     double gib = (double)peak / (1L << 30), roof = (double)planned / (1L << 30), fraction = gib / roof;
@@ -44,19 +45,20 @@ static void memory_row(const struct model *m, const struct model_bytes *plan, lo
     r->roof = roof;
     r->pairs = 1;
     snprintf(r->shape, sizeof r->shape,
-             "arenas - plan: %ld bytes; buffers of kernels and libraries %.0f MiB; before: %.0f", arenas(m) - planned,
+             "arenas - plan: %ld bytes; buffers of kernels and libraries %.0f MiB; before: %.0f", arenas(m, z) - planned,
              (double)(peak - planned) / (1 << 20), (double)before / (1 << 20));
 }
 
 // ---- steps ----
 
 // predicted: the share of the peak at which the FLOPs of a mixture predict its speed; 0: compared with the peak itself.
-static enum status time_steps(struct model *m, const char *name, double target, double predicted, double *reached)
+static enum status time_steps(struct zero *z, const char *name, double target, double predicted, double *reached)
 {
+    struct model *m = z->m;
     long T = SEQUENCES * LENGTH;
     int *ints = malloc((size_t)T * 4 * sizeof *ints);
     if (!ints) return fail(ERR_MEMORY, "memory: a batch of %ld tokens was refused", T);
-    struct step s = {.m = m, .b = {.B = SEQUENCES, .S = LENGTH, .token = ints, .target = ints + T,
+    struct step s = {.m = m, .z = z, .b = {.B = SEQUENCES, .S = LENGTH, .token = ints, .target = ints + T,
                                    .position = ints + 2 * T, .start = ints + 3 * T},
                      .o = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1.0}};
     for (long t = 0; t < T; t++) {
@@ -81,6 +83,24 @@ static enum status time_steps(struct model *m, const char *name, double target, 
     return OK;
 }
 
+static enum status with_optimizer(struct model *m, const char *name, double target, double predicted, double *reached,
+                                  long planned, long before)
+{
+    static struct zero z;
+    struct zero_options spread = {.spread = true};
+    struct init_rule rule = {1, 0.02, 0.01};
+    struct zero_bytes bytes;
+    TRY(zero_measure(&bytes, m, &spread));
+    TRY(zero_init(&z, m, &spread));
+    model_init_weights(m, &rule);
+    zero_init_masters(&z, &rule);
+    for (long l = 0; m->balance && l < m->c.L; l++) m->balance[l].alpha = 0.01;
+    enum status status = time_steps(&z, name, target, predicted, reached);
+    if (status == OK && !m->c.E) memory_row(m, &z, planned + bytes.optimizer, before);
+    zero_free(&z);
+    return status;
+}
+
 static enum status bench_steps(const char *name, const struct config *c, struct decimal capacity, double target,
                                double predicted, double *reached)
 {
@@ -89,13 +109,10 @@ static enum status bench_steps(const char *name, const struct config *c, struct 
                               .rule = {.capacity = capacity, .virtual_capacity = {11, 10}, .aux = AUX_SKYWORK}};
     struct model_bytes plan;
     TRY(model_measure(&plan, c, &o));
-    long before = resident_bytes();
+    long before = resident_bytes(), planned = plan.parameters + plan.gradients + plan.saved + plan.scratch;
     resident_peak_restart();
     TRY(model_init(&m, c, &o));
-    model_init_weights(&m, 1, 0.02, 0.01);
-    for (long l = 0; m.balance && l < c->L; l++) m.balance[l].alpha = 0.01;
-    enum status status = time_steps(&m, name, target, predicted, reached);
-    if (status == OK && !c->E) memory_row(&m, &plan, before);
+    enum status status = with_optimizer(&m, name, target, predicted, reached, planned, before);
     model_free(&m);
     return status;
 }

@@ -9,6 +9,7 @@ struct command {
     const char *name;
     enum status (*run)(int argc, char **argv); // argv[0] is the command's name; prints results to stdout
     const struct settings *settings;           // for help and docs
+    bool ranks;                                // several processes work on it together (mpirun)
 };
 
 extern const struct command command_prepare, command_train, command_upcycle, command_eval, command_quantize,

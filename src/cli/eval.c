@@ -91,7 +91,7 @@ static enum status eval_data(struct inference *i, const struct common_options *c
     TRY(loader_open(&loader, options.data, suffix, i->model.o.S, common->seed, options.document_mask));
     double begin = seconds_now();
     enum status status = evaluate_loss(&e, &i->model, &loader, i->tokenizer.model ? &i->tokenizer : NULL,
-                                       options.max_tokens);
+                                       options.max_tokens, model_sum);
     loader_close(&loader);
     TRY(status);
     double seconds = seconds_now() - begin;

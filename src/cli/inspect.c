@@ -206,7 +206,7 @@ static enum status inspect_config(struct subject *s, bool json)
         return fail(ERR_CONFIG, "--%s: needs a model folder, %s is a file",
                     options.verify ? "verify" : "similarity", s->name);
     TRY(config_read(&s->c, s->name));
-    TRY(param_list_of(&s->list, &s->c));
+    TRY(param_list_of(&s->list, &s->c, NULL));
     if (json) return print_json(s);
     print_people(s);
     return OK;

@@ -9,6 +9,8 @@
 
 #include "base/log.h"
 #include "cli/command.h"
+#include "comm/alive.h"
+#include "comm/group.h"
 
 const struct command *const commands[] = { // in the order of the life of a model
     &command_prepare,  &command_train,    &command_upcycle, &command_eval,  &command_quantize,
@@ -73,6 +75,8 @@ static enum status help_run(int argc, char **argv)
 static enum status run(int argc, char **argv)
 {
     const struct command *command = command_find(argv[0]);
+    if (command && !command->ranks && transport_ranks() > 1)
+        return fail(ERR_CONFIG, "it runs as one process, not as %ld ranks (start it without mpirun)", transport_ranks());
     if (command) return command->run(argc, argv);
     bool help = strcmp(argv[0], "help") == 0 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0;
     return help ? help_run(argc, argv) : command_unknown(argv[0]);
@@ -94,6 +98,21 @@ static void limit_spinning(char **argv)
     execv("/proc/self/exe", argv); // where that fails, everything works, only slower
 }
 
+// What all ranks found together, rank 0 says, and they leave in order; what befell one alone ends the others, too.
+static int end(enum status status, const char *command)
+{
+    int code = status == OK ? 0 : status == ERR_CONFIG ? 2 : 1;
+    bool alone = transport_ranks() > 1 && !agreed();
+    fflush(stdout);
+    if (status != OK && (alone ? alive_first_word() : transport_rank() == 0)) {
+        status = fail(status, "skymoe %.100s: %s", command, fail_message());
+        log_error("%s", fail_message());
+    }
+    if (status != OK && alone) transport_abort(code);
+    transport_close();
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     limit_spinning(argv);
@@ -103,12 +122,10 @@ int main(int argc, char **argv)
         return 2;
     }
     log_prefix("skymoe", argv[1]);
-    enum status status = run(argc - 1, argv + 1);
+    enum status status = transport_open();
+    log_quiet(transport_rank() > 0); // one rank speaks for all
+    if (status == OK) status = run(argc - 1, argv + 1);
     enum status flushed = status == OK ? flush_results() : OK;
     if (status == OK) status = flushed;
-    if (status == OK) return 0;
-    fflush(stdout);
-    status = fail(status, "skymoe %.100s: %s", argv[1], fail_message());
-    log_error("%s", fail_message());
-    return status == ERR_CONFIG ? 2 : 1;
+    return end(status, argv[1]);
 }

@@ -5,13 +5,12 @@
 #include "base/setting.h"
 #include "plan/decode.h"
 #include "plan/search.h"
+#include "train/layout.h"
 
 struct plan_options {
     const char *model, *cluster, *compare, *svg;
-    long devices, tp, pp, ep, etp, virtual_stages;
-    const char *expert_parallel, *layer_split, *head_split, *ffn_split, *expert_split, *device_weights;
-    const char *schedule, *recompute, *recompute_layers;
-    long exchange_chunks, zero;
+    long devices;
+    struct layout_options layout; // tp 0: 1, with --inference all devices
     double memory_limit_gib;
     long micro_batch, global_batch, S;
     const char *dtype;
@@ -29,16 +28,12 @@ struct plan_request {
     struct cluster cluster;
     struct run run;
     struct plan_wishes wishes;
-    long *list[AXES];      // given splits
-    long *recompute;       // [PP]
+    struct run_layout lists;
 };
 // Reads model and cluster. ERR_CONFIG for options that contradict each other or the model. `search` and `inference` do
 // without the parts that they choose themselves.
 MUST_USE enum status plan_request_make(struct plan_request *q, const struct plan_options *o);
 void plan_request_free(struct plan_request *q);
-
-// "1,2,4" -> numbers (the caller frees); `option` names the option in messages. ERR_CONFIG.
-MUST_USE enum status plan_list(long **list, long *n, const char *text, const char *option, long min, long max);
 
 // The other model of --compare on the same devices, with sequences of at most S tokens: experts sit as the options
 // would place them there.

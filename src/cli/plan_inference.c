@@ -174,7 +174,7 @@ enum status plan_inference(const struct plan_request *q, const struct plan_optio
 {
     static struct answer a, b;
     long *batch, n;
-    TRY(plan_list(&batch, &n, o->batch_size, "batch-size", 1, 1 << 20));
+    TRY(long_list(&batch, &n, o->batch_size, "batch-size", 1, 1 << 20));
     enum status status = answer_make(&a, q, o, batch, n);
     if (status == OK && other) status = answer_make(&b, other, o, batch, n);
     free(batch);

@@ -52,8 +52,8 @@ static enum status compare_models(struct comparison *c, struct inference *a, str
     snprintf(suffix, sizeof suffix, "_%.60s", options.split);
     TRY(loader_open(&loader, options.data, suffix, a->model.o.S, seed, true));
     log_line("comparing both on %s%s", options.data, suffix);
-    enum status status = evaluate_loss(&before, &a->model, &loader, NULL, options.max_tokens);
-    if (status == OK) status = evaluate_loss(&after, &b->model, &loader, NULL, options.max_tokens);
+    enum status status = evaluate_loss(&before, &a->model, &loader, NULL, options.max_tokens, model_sum);
+    if (status == OK) status = evaluate_loss(&after, &b->model, &loader, NULL, options.max_tokens, model_sum);
     if (status == OK) status = evaluate_kl(&c->kl, &a->model, &b->model, &loader, options.max_tokens);
     loader_close(&loader);
     TRY(status);

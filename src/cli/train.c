@@ -1,11 +1,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/command.h"
 #include "cli/report.h"
+#include "plan/plan.h"
 #include "train/trainer.h"
 
 static void on_signal(int number)
@@ -14,11 +16,14 @@ static void on_signal(int number)
     trainer_request_stop();
 }
 
-// SIGTERM and the first Ctrl-C end the run in order; a second Ctrl-C ends it at once.
+// SIGTERM and the first Ctrl-C end the run in order; a second Ctrl-C ends it at once. Under mpirun it is SIGUSR1 that
+// saves and ends, for mpirun sends SIGTERM to the ranks it is about to kill.
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+    if (transport_ranks() > 1) return;
     sigaction(SIGTERM, &action, NULL);
     action.sa_flags |= (int)SA_RESETHAND;
     sigaction(SIGINT, &action, NULL);
@@ -53,20 +58,66 @@ static void write_report(const char *run)
         log_warning("no report: %s", fail_message());
 }
 
+// The planner's best lists, with FLOPs as its clock.
+static enum status choose_split(struct run_layout *l, const struct config *c, const struct train_options *o)
+{
+    struct cluster none = {.name = "this run"};
+    static struct split s;
+    bool fits;
+    struct run r = {.c = c, .cluster = &none, .layout = l->layout, .schedule = l->schedule,
+                    .dtype = !strcmp(o->dtype, "f32") ? F32 : BF16,
+                    .B = o->micro_batch < o->global_batch ? o->micro_batch : o->global_batch,
+                    .global_batch = o->global_batch, .S = o->S, .recompute = l->recompute,
+                    .recompute_layers = l->recompute_layers, .capacity = o->capacity,
+                    .exchange_chunks = o->layout.exchange_chunks, .zero = o->layout.zero != 0};
+    TRY(plan_split(&s, &fits, &r, o->memory_limit_gib * 0x1p30));
+    long parts = layout_parts(&l->layout, AXIS_LAYER);
+    if (!l->list[AXIS_LAYER]) l->list[AXIS_LAYER] = calloc((size_t)parts, sizeof(long));
+    if (!l->recompute_layers) l->recompute_layers = calloc((size_t)l->layout.pp, sizeof(long));
+    if (!l->list[AXIS_LAYER] || !l->recompute_layers) return fail(ERR_MEMORY, "memory: a list of %ld was refused", parts);
+    char text[512] = "";
+    long used = 0;
+    for (long i = 0; i < parts; i++) {
+        l->list[AXIS_LAYER][i] = s.layers[i];
+        if (used < (long)sizeof text - 24) used += snprintf(text + used, sizeof text - (size_t)used, "%s%ld", i ? "," : "", s.layers[i]);
+    }
+    l->layout.given[AXIS_LAYER] = l->list[AXIS_LAYER];
+    used += snprintf(text + used, sizeof text - (size_t)used, " --recompute-layers ");
+    for (long i = 0; i < l->layout.pp; i++) {
+        l->recompute_layers[i] = l->recompute == RECOMPUTE_NONE ? 0 : s.recompute[i];
+        if (used < (long)sizeof text - 24)
+            used += snprintf(text + used, sizeof text - (size_t)used, "%s%ld", i ? "," : "", l->recompute_layers[i]);
+    }
+    log_line("planner: --layer-split %s%s", text, fits ? "" : " (no list fits the memory limit)");
+    return OK;
+}
+
+// What rank 0 does when all is done.
+static enum status finish(const struct trainer *t, bool json)
+{
+    if (t->o.print_grid) {
+        trainer_print_grid(t);
+        return OK;
+    }
+    write_report(t->o.output);
+    return print_result(t, json);
+}
+
 static enum status run(int argc, char **argv)
 {
     static struct trainer trainer;
     struct common_options common;
     bool done, *set = calloc((size_t)train_rows_n, sizeof *set);
     if (!set) return fail(ERR_MEMORY, "memory: the settings were refused (free some memory)");
-    enum status status = command_start(&train_settings_given, &common, set, &done, argc, argv);
+    enum status status = agree(command_start(&train_settings_given, &common, set, &done, argc, argv));
     if (status == OK && !done) {
+        log_quiet(common.quiet || transport_rank() > 0);
         catch_signals();
+        trainer_choose_split = choose_split;
         status = trainer_open(&trainer, &train_given, set);
         if (status == OK) {
-            status = trainer_run(&trainer);
-            if (status == OK) write_report(trainer.o.output);
-            if (status == OK) status = print_result(&trainer, common.json);
+            status = trainer.o.print_grid ? OK : trainer_run(&trainer);
+            if (status == OK && transport_rank() == 0) status = finish(&trainer, common.json);
             trainer_close(&trainer);
         }
     }
@@ -74,4 +125,4 @@ static enum status run(int argc, char **argv)
     return status;
 }
 
-const struct command command_train = {.name = "train", .run = run, .settings = &train_settings_given};
+const struct command command_train = {.name = "train", .run = run, .settings = &train_settings_given, .ranks = true};

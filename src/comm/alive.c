@@ -130,6 +130,11 @@ void alive_phase(enum phase p)
     fault();
 }
 
+enum phase alive_phase_now(void)
+{
+    return own.phase;
+}
+
 void alive_step(long step)
 {
     own.step = step;

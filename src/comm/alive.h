@@ -21,6 +21,7 @@ void alive_close(void); // removes this rank's file
 // Work moves on. Cheap: the file is written when the phase or the step changes and at most once a second otherwise.
 // Test builds do here what SKYMOE_FAULT=phase:step:rank:kill|stop|sleep asks for.
 void alive_phase(enum phase p);
+enum phase alive_phase_now(void);
 void alive_step(long step);
 void alive_beat(void);
 

@@ -1,25 +1,58 @@
-// Rows that change ranks inside a layer: tokens over the tensor group, rows of experts over the expert group.
+// Rows that change ranks inside a layer: tokens over the tensor group, rows of experts over the expert group and the
+// expert tensor group.
 //
 // All ranks of the group must call each, in the same order. None returns a status: a rank that does not answer in time
-// ends the job with a sentence of its own. In a group of one nothing moves, and the data stays where it is.
+// ends the job with a sentence of its own (transport.h). In a group of one nothing moves and no room is needed.
 #ifndef SKYMOE_COMM_EXCHANGE_H
 #define SKYMOE_COMM_EXCHANGE_H
 
-#include "comm/group.h"
-#include "kernels/dtype.h"
+#include "comm/grid.h"
+#include "kernels/kernels.h"
 
-// x holds T rows, of which each rank has written its own range (partition); afterwards every rank has all of them.
-void exchange_gather(struct group *g, void *x, long T, long row_bytes);
+// ---- tokens ----
 
-// x holds T rows, of each of which every rank has a part of the sum; afterwards a rank's own range holds the sum over
-// the ranks, in rank order.
-void exchange_reduce(struct group *g, void *x, long T, long columns, enum dtype dtype);
+// A micro-batch's T rows, of which each rank has its own range (partition): all of them in `room` [T rows]. Returns
+// where they are: `own` itself in a group of one. own may lie at its place in room.
+void *tokens_gather(const struct group *g, const struct kernels *k, const void *own, void *room, long T, long row_bytes);
 
-// Rows sorted by expert, first[e] .. first[e+1]-1 of expert e, go to the ranks that hold the experts, and come back.
-void exchange_dispatch(struct group *g, void *rows, const long *first, long E, long row_bytes);
-void exchange_return(struct group *g, void *rows, const long *first, long E, long row_bytes);
+// The other way: every rank has a part of the sum of all T rows [T, columns]. own (its range) = the sum over the ranks,
+// in rank order. others: room for the parts of the other ranks [T, columns]. In a group of one own is part already.
+void tokens_reduce(const struct group *g, const struct kernels *k, void *own, void *part, void *others, long T,
+                   long columns, enum dtype dtype);
 
-// x (host) = sum over ranks, in rank order.
-void exchange_sum(struct group *g, void *x, long n, enum dtype dtype);
+// ---- rows of experts ----
+
+enum { MOST_CHUNKS = 8 };
+
+// Who sends how many rows of which expert. A rank's own rows lie sorted by expert; those that came to it lie sorted by
+// its expert, then by the expert tensor rank that gathered them, then by the sender: `bounds` delimits them.
+struct row_plan {
+    const struct group *expert, *slices;
+    long E, local;        // experts of the model, and of this rank
+    long chunks;          // by ranges of local experts
+    long *own;            // [E + 1] first own row of each expert
+    long *first_of;       // [expert ranks + 1] first expert of each rank
+    long *bounds;         // [local, expert tensor ranks, expert ranks + 1] first row of each block here, and its end
+    long *first;          // [local + 1] first row of each local expert
+    long rows;            // here, all of them
+};
+// Bytes of host memory that the lists take: layout, as arenas want it.
+void row_plan_layout(struct row_plan *p, struct arena *host, const struct grid *g, long E, long local);
+// Tells the others this rank's counts (own first rows [E + 1]) and learns theirs.
+void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, long E, long chunks);
+// Local experts of a chunk, and its rows.
+struct range row_chunk_experts(const struct row_plan *p, long chunk);
+struct range row_chunk_rows(const struct row_plan *p, long chunk);
+
+// Own rows [own rows, row bytes] of the chunk's experts travel to `here`, or (back) from there. Then the ranks that hold
+// slices of the same experts share what came: rows_share; and before returning they add up their parts: rows_sum.
+struct transfer *rows_start(const struct row_plan *p, const struct kernels *k, const void *own, void *here,
+                            long row_bytes, long chunk);
+struct transfer *rows_return_start(const struct row_plan *p, const struct kernels *k, void *own, const void *here,
+                                   long row_bytes, long chunk);
+void rows_share(const struct row_plan *p, void *here, long row_bytes, long chunk);
+// room: [expert tensor ranks - 1] times the chunk's rows.
+void rows_sum(const struct row_plan *p, const struct kernels *k, void *here, void *room, long columns,
+              enum dtype dtype, long chunk);
 
 #endif

@@ -13,8 +13,8 @@
 // Messages of different channels do not overtake one another; of one channel, they arrive in the order they were
 // started. What is in flight at the same time between the same two ranks goes by different channels.
 enum channel {
-    CHANNEL_WORLD, CHANNEL_PIPELINE, CHANNEL_DATA, CHANNEL_TENSOR, CHANNEL_EXPERT, CHANNEL_EXPERT_TENSOR,
-    CHANNEL_REPLICA, CHANNEL_PLANE, CHANNEL_TIED, CHANNELS
+    CHANNEL_WORLD, CHANNEL_PIPELINE, CHANNEL_PIPELINE_BACK, CHANNEL_DATA, CHANNEL_TENSOR, CHANNEL_EXPERT,
+    CHANNEL_EXPERT_TENSOR, CHANNEL_REPLICA, CHANNEL_PLANE, CHANNEL_TIED, CHANNELS
 };
 
 MUST_USE enum status transport_open(void);

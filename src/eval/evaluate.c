@@ -86,31 +86,42 @@ static long text_bytes(const struct batch *b, const struct tokenizer *t)
     return sum;
 }
 
+double model_sum(struct model *m, const struct batch *b)
+{
+    return model_loss(m, b, NULL);
+}
+
+// Every rank walks through all batches, and computes those that are its turn. Ranks may share experts, so in the last
+// round those without a batch take part with an empty one.
 static enum status add_losses(struct evaluation *e, double *nats, struct model *m, struct loader *l,
-                              const struct tokenizer *t, long max_tokens, struct buffers *buffers)
+                              const struct tokenizer *t, long max_tokens, struct buffers *buffers, loss_sum *sum)
 {
     struct walk w;
     struct batch b;
+    long turns = m->grid.layout.dp, B = model_loss_sequences(m, l->S);
     TRY(walk_start(&w, l, max_tokens));
-    for (;;) {
-        TRY(walk_next(&b, &w, buffers, m->o.B, m->c.V));
-        if (b.B == 0) return OK;
-        *nats += model_loss(m, &b, NULL);
+    for (long turn = 0;; turn = (turn + 1) % turns) {
+        TRY(walk_next(&b, &w, buffers, B, m->c.V));
+        if (b.B == 0 && turn == 0) return OK;
+        if (turn == m->grid.dp) *nats += sum(m, &b);
+        if (b.B == 0 && turn == turns - 1) return OK;
         for (long i = 0; i < b.B * b.S; i++) e->tokens += b.target[i] >= 0;
         if (t) e->bytes += text_bytes(&b, t);
     }
 }
 
 enum status evaluate_loss(struct evaluation *e, struct model *m, struct loader *l, const struct tokenizer *t,
-                          long max_tokens)
+                          long max_tokens, loss_sum *sum)
 {
     struct buffers buffers;
     double nats = 0;
     CHECK(l->S <= m->o.S);
     *e = (struct evaluation){.accuracy = NAN};
-    TRY(buffers_init(&buffers, m->o.B * l->S));
-    enum status status = add_losses(e, &nats, m, l, t, max_tokens, &buffers);
+    TRY(agree(buffers_init(&buffers, m->o.B * l->S)));
+    enum status status = agree(add_losses(e, &nats, m, l, t, max_tokens, &buffers, sum));
     buffers_free(&buffers);
+    if (!m->x.local.ends || m->grid.tp > 0) nats = 0; // the ranks of a tensor group know the same
+    group_sum_f64(&m->grid.world, &nats, 1);
     e->loss = e->tokens ? nats / (double)e->tokens : NAN;
     e->perplexity = exp(e->loss);
     e->bits_per_byte = e->bytes ? nats / M_LN2 / (double)e->bytes : NAN;

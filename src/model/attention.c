@@ -10,9 +10,9 @@ static long qkv_width(const struct context *x)
 
 void attention_saved_layout(struct attention_saved *s, struct arena *a, const struct context *x, long T)
 {
-    long el_size = dtype_size(x->k->el), acc_size = dtype_size(x->k->acc), D = x->c->D;
-    s->rstd = arena_take(a, T, acc_size);
-    s->xn = arena_take(a, T * D, el_size);
+    long el_size = dtype_size(x->k->el), acc_size = dtype_size(x->k->acc), own = own_most(x, T);
+    s->rstd = arena_take(a, own, acc_size);
+    s->xn = arena_take(a, own * x->c->D, el_size);
     s->qkv = arena_take(a, T * qkv_width(x), el_size);
     s->o = arena_take(a, T * x->local.H * x->c->C, el_size);
     s->lse = arena_take(a, T * x->local.H, acc_size);
@@ -21,7 +21,9 @@ void attention_saved_layout(struct attention_saved *s, struct arena *a, const st
 static struct attention_shape shape_of(const struct context *x, const struct batch *b)
 {
     return (struct attention_shape){.B = b->B, .S = b->S, .H = x->local.H, .G = x->local.G, .C = x->c->C,
-                                    .per_kv = x->c->H / x->c->G, .window = x->c->window,
+                                    .per_kv = x->c->H / x->c->G,
+                                    .skip = x->local.first_head - x->local.first_kv * (x->c->H / x->c->G),
+                                    .window = x->c->window,
                                     .scale = 1.0 / sqrt((double)x->c->C)};
 }
 
@@ -30,12 +32,13 @@ static void forward(const struct context *x, const struct layer_params *p, struc
                     const el *in, const struct batch *b, const struct kv_view *kv, long T, el *scratch)
 {
     const struct kernels *k = x->k;
-    long D = x->c->D, H = x->local.H, G = x->local.G, C = x->c->C, N = qkv_width(x);
+    const struct group *g = &x->grid->tensor;
+    long D = x->c->D, H = x->local.H, G = x->local.G, C = x->c->C, N = qkv_width(x), own = own_tokens(x, T).count;
 
     // n = norm(x); q, k, v = W n, with q and k rotated by their position.
-    k->rmsnorm(s->xn, s->rstd, in, p->attn_norm.data, x->c->norm_eps, T, D);
-    exchange_gather(&x->grid->tensor, s->xn, T, D * dtype_size(k->el));
-    k->matmul_nt(s->qkv, s->xn, p->qkv, T, N, D);
+    k->rmsnorm(s->xn, s->rstd, in, p->attn_norm.data, x->c->norm_eps, own, D);
+    const el *xn = tokens_gather(g, k, s->xn, x->room.all, T, D * dtype_size(k->el));
+    k->matmul_nt(s->qkv, xn, p->qkv, T, N, D);
     k->rope(s->qkv, b ? b->position : kv->position, x->angle, +1, T, H + G, C, N);
 
     // o = softmax(q k' / sqrt(C)) v over the keys a token sees.
@@ -47,9 +50,10 @@ static void forward(const struct context *x, const struct layer_params *p, struc
     }
 
     // y = x + Wo o.
-    k->matmul_nt(scratch, s->o, p->o, T, D, H * C);
-    exchange_reduce(&x->grid->tensor, scratch, T, D, k->el);
-    k->add(y, in, scratch, T * D);
+    el *part = part_of(x, scratch);
+    k->matmul_nt(part, s->o, p->o, T, D, H * C);
+    tokens_reduce(g, k, scratch, part, x->room.others, T, D, k->el);
+    k->add(y, in, scratch, own * D);
 }
 
 void attention_forward(const struct context *x, const struct layer_params *p, struct attention_saved *s, el *y,
@@ -66,24 +70,29 @@ void attention_paged_forward(const struct context *x, const struct layer_params 
 
 // From the last line of forward to the first; the residual joins in the norm's backward.
 void attention_backward_input(const struct context *x, const struct layer_params *p, const struct attention_saved *s,
-                              struct attention_saved *ds, el *dx, const el *dy, const el *in, const struct batch *b)
+                              struct attention_saved *ds, el *dx, const el *dy, const el *in, const struct batch *b,
+                              el *all)
 {
     const struct kernels *k = x->k;
+    const struct group *g = &x->grid->tensor;
     long T = b->B * b->S, D = x->c->D, H = x->local.H, G = x->local.G, C = x->c->C, N = qkv_width(x);
-    k->matmul_nn(ds->o, dy, p->o, T, D, H * C);
+    const el *dy_all = tokens_gather(g, k, dy, all, T, D * dtype_size(k->el));
+    k->matmul_nn(ds->o, dy_all, p->o, T, D, H * C);
     k->attention_backward(ds->qkv, ds->o, s->qkv, s->o, s->lse, b->start, shape_of(x, b));
     k->rope(ds->qkv, b->position, x->angle, -1, T, H + G, C, N);
-    k->matmul_nn(ds->xn, ds->qkv, p->qkv, T, N, D);
-    exchange_reduce(&x->grid->tensor, ds->xn, T, D, k->el);
-    k->rmsnorm_backward(dx, dy, ds->xn, in, p->attn_norm.data, s->rstd, T, D);
+    el *part = part_of(x, ds->xn);
+    k->matmul_nn(part, ds->qkv, p->qkv, T, N, D);
+    tokens_reduce(g, k, ds->xn, part, x->room.others, T, D, k->el);
+    k->rmsnorm_backward(dx, dy, ds->xn, in, p->attn_norm.data, s->rstd, own_tokens(x, T).count, D);
 }
 
 void attention_backward_weight(const struct context *x, struct layer_params *g, const struct attention_saved *s,
-                               const struct attention_saved *ds, const el *dy, const el *in, long T)
+                               const struct attention_saved *ds, const el *dy, const el *in, long T, const el *all)
 {
     const struct kernels *k = x->k;
     long D = x->c->D, N = qkv_width(x);
-    k->matmul_tn(g->o.data, dy, s->o, T, D, x->local.H * x->c->C);
-    k->matmul_tn(g->qkv.data, ds->qkv, s->xn, T, N, D);
-    k->rmsnorm_backward_weight(g->attn_norm.data, ds->xn, in, s->rstd, T, D);
+    const el *xn = tokens_gather(&x->grid->tensor, k, s->xn, x->room.all, T, D * dtype_size(k->el));
+    k->matmul_tn(g->o.data, all_or(x, all, dy), s->o, T, D, x->local.H * x->c->C);
+    k->matmul_tn(g->qkv.data, ds->qkv, xn, T, N, D);
+    k->rmsnorm_backward_weight(g->attn_norm.data, ds->xn, in, s->rstd, own_tokens(x, T).count, D);
 }

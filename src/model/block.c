@@ -5,25 +5,34 @@ void block_saved_layout(struct block_saved *s, enum recompute level, struct aren
 {
     struct arena *attention = level == RECOMPUTE_FULL ? shared : saved;
     struct arena *droppable = level == RECOMPUTE_NONE ? saved : shared;
-    long el_size = dtype_size(x->k->el), D = x->c->D;
-    s->in = arena_take(saved, T * D, el_size);
-    s->mid = arena_take(attention, T * D, el_size);
+    struct arena *rows = level == RECOMPUTE_MOE && !moe_alone(x) ? saved : droppable; // they would have to travel again
+    long el_size = dtype_size(x->k->el), D = x->c->D, own = own_most(x, T);
+    s->in = arena_take(saved, own * D, el_size);
+    s->mid = arena_take(attention, own * D, el_size);
     attention_saved_layout(&s->attn, attention, x, T);
     if (x->c->E)
-        moe_saved_layout(&s->moe, saved, droppable, host, x, T, groups);
+        moe_saved_layout(&s->moe, saved, rows, droppable, host, x, T, groups);
     else
         ffn_saved_layout(&s->ffn, droppable, x, T);
 }
 
-void block_scratch_layout(struct block_scratch *s, struct arena *a, struct arena *host, const struct context *x, long T,
-                          bool backward)
+void block_gradients_layout(struct block_gradients *g, struct arena *a, struct arena *host, const struct context *x,
+                            long T)
+{
+    long el_size = dtype_size(x->k->el), D = x->c->D, all = x->grid->tensor.size > 1 ? T * D : 0;
+    g->dy = arena_take(a, own_most(x, T) * D, el_size);
+    block_saved_layout(&g->d, RECOMPUTE_NONE, a, a, host, x, T, 1);
+    g->rows = arena_take(a, x->c->E ? x->rows * D : 0, el_size);
+    g->mid_all = arena_take(a, all, el_size);
+    g->dy_all = arena_take(a, x->c->E ? 0 : all, el_size);
+}
+
+void block_scratch_layout(struct block_scratch *s, struct arena *a, const struct context *x, long T, bool backward)
 {
     long el_size = dtype_size(x->k->el), D = x->c->D;
-    s->out = arena_take(a, T * D, el_size);
-    s->rows = arena_take(a, T * x->c->K * D, el_size);
-    if (!backward) return;
-    block_saved_layout(&s->ds, RECOMPUTE_NONE, a, a, host, x, T, 1);
-    s->dxn = arena_take(a, T * D, dtype_size(x->k->acc));
+    s->out = arena_take(a, own_most(x, T) * D, el_size);
+    s->rows = arena_take(a, x->c->E ? x->rows * D : 0, el_size);
+    s->dxn = arena_take(a, backward ? own_most(x, T) * D : 0, dtype_size(x->k->acc));
 }
 
 // The second half, from mid to y.
@@ -61,32 +70,31 @@ void block_recompute(const struct context *x, const struct layer_params *p, enum
     if (level == RECOMPUTE_FULL) attention_forward(x, p, &s->attn, s->mid, s->in, b, scratch->out);
     if (level == RECOMPUTE_NONE) return;
     if (x->c->E)
-        moe_recompute(x, p, &s->moe, s->mid, b->B * b->S);
+        moe_recompute(x, p, &s->moe, s->mid, b->B * b->S, level == RECOMPUTE_FULL || moe_alone(x));
     else
         ffn_recompute(x, p, &s->ffn, s->mid, b->B * b->S);
 }
 
 void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
-                          const struct block_saved *s, const el *dy, const struct batch *b,
+                          const struct block_saved *s, struct block_gradients *g, el *dx, const struct batch *b,
                           struct block_scratch *scratch)
 {
-    struct block_saved *ds = &scratch->ds;
+    struct block_saved *d = &g->d;
     long T = b->B * b->S;
     if (x->c->E)
-        moe_backward_input(x, p, rule, &s->moe, &ds->moe, ds->mid, dy, s->mid, T, scratch->rows, scratch->dxn);
+        moe_backward_input(x, p, rule, &s->moe, &d->moe, d->mid, g->dy, s->mid, T, g->rows, scratch->dxn);
     else
-        ffn_backward_input(x, p, &s->ffn, &ds->ffn, ds->mid, dy, s->mid, T);
-    attention_backward_input(x, p, &s->attn, &ds->attn, ds->in, ds->mid, s->in, b);
+        ffn_backward_input(x, p, &s->ffn, &d->ffn, d->mid, g->dy, s->mid, T, g->dy_all);
+    attention_backward_input(x, p, &s->attn, &d->attn, dx, d->mid, s->in, b, g->mid_all);
 }
 
-void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s, const el *dy,
-                           const struct batch *b, const struct block_scratch *scratch)
+void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s,
+                           const struct block_gradients *d, const struct batch *b)
 {
-    const struct block_saved *ds = &scratch->ds;
     long T = b->B * b->S;
     if (x->c->E)
-        moe_backward_weight(x, g, &s->moe, &ds->moe, s->mid, T, scratch->rows);
+        moe_backward_weight(x, g, &s->moe, &d->d.moe, s->mid, T, d->rows);
     else
-        ffn_backward_weight(x, g, &s->ffn, &ds->ffn, dy, s->mid, T);
-    attention_backward_weight(x, g, &s->attn, &ds->attn, ds->mid, s->in, T);
+        ffn_backward_weight(x, g, &s->ffn, &d->d.ffn, d->dy, s->mid, T, d->dy_all);
+    attention_backward_weight(x, g, &s->attn, &d->d.attn, d->d.mid, s->in, T, d->mid_all);
 }

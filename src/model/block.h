@@ -17,8 +17,8 @@ enum recompute {
 
 // What one (layer, slot) keeps; slot = micro-batch in flight.
 struct block_saved {
-    el *in;                       // [T, D] the block's input
-    el *mid;                      // [T, D] after attention
+    el *in;                       // [own, D] the block's input
+    el *mid;                      // [own, D] after attention
     struct attention_saved attn;
     struct ffn_saved ffn;         // dense
     struct moe_saved moe;         // E > 0
@@ -27,16 +27,24 @@ struct block_saved {
 void block_saved_layout(struct block_saved *s, enum recompute level, struct arena *saved, struct arena *shared,
                         struct arena *host, const struct context *x, long T, long groups);
 
+// Gradients of what a layer keeps. Where backward is parted in two, the weights' half reads them later, so each (layer,
+// slot) that waits has its own; else all layers share one.
+struct block_gradients {
+    el *dy;               // [own, D] of the block's output
+    struct block_saved d; // of saved values; d.in is that of the block's input
+    el *rows;             // [rows here, D] of the experts' results
+    el *dy_all, *mid_all; // [T, D] gathered dy and d.mid; NULL in groups of one
+};
+void block_gradients_layout(struct block_gradients *g, struct arena *a, struct arena *host, const struct context *x,
+                            long T);
+
 // What the layers use in turn.
 struct block_scratch {
-    el *out;               // [T, D] a half's result before the residual
-    el *rows;              // [T K, D] the experts' results
-    // backward:
-    struct block_saved ds; // gradients of saved values
-    acc *dxn;              // [T, D]
+    el *out;   // [own, D] a half's result before the residual
+    el *rows;  // [rows here, D] the experts' results
+    acc *dxn;  // [own, D] for backward
 };
-void block_scratch_layout(struct block_scratch *s, struct arena *a, struct arena *host, const struct context *x, long T,
-                          bool backward);
+void block_scratch_layout(struct block_scratch *s, struct arena *a, const struct context *x, long T, bool backward);
 
 // From s->in to y. balance NULL: no statistics, no auxiliary loss.
 void block_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
@@ -44,13 +52,13 @@ void block_forward(const struct context *x, const struct layer_params *p, const 
                    struct block_scratch *scratch);
 void block_recompute(const struct context *x, const struct layer_params *p, enum recompute level, struct block_saved *s,
                      const struct batch *b, struct block_scratch *scratch);
-// dy: gradient of the block's output. That of its input comes to scratch->ds.in; the rest of ds is read by
-// backward_weight, which adds to the gradients in g (+=).
+// From d->dy to dx, the gradient of the block's input; the rest of d is read by backward_weight, which adds to the
+// gradients in g (+=).
 void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
-                          const struct block_saved *s, const el *dy, const struct batch *b,
+                          const struct block_saved *s, struct block_gradients *d, el *dx, const struct batch *b,
                           struct block_scratch *scratch);
-void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s, const el *dy,
-                           const struct batch *b, const struct block_scratch *scratch);
+void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s,
+                           const struct block_gradients *d, const struct batch *b);
 
 // Inference over KV pages; dropless. Rows before `first` leave their keys and values only: their y is not computed.
 void block_paged_forward(const struct context *x, const struct layer_params *p, struct block_saved *s, el *y,

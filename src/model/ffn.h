@@ -5,8 +5,8 @@
 #include "model/attention.h"
 
 struct ffn_saved {
-    acc *rstd; // [T]
-    el *xn;    // [T, D]
+    acc *rstd; // [own]
+    el *xn;    // [own, D]
     el *ab;    // [T, 2F] w1 n, w3 n
     el *h;     // [T, F]
 };
@@ -17,8 +17,8 @@ void ffn_forward(const struct context *x, const struct layer_params *p, struct f
                  long T, el *scratch);
 void ffn_recompute(const struct context *x, const struct layer_params *p, struct ffn_saved *s, const el *in, long T);
 void ffn_backward_input(const struct context *x, const struct layer_params *p, const struct ffn_saved *s,
-                        struct ffn_saved *ds, el *dx, const el *dy, const el *in, long T);
+                        struct ffn_saved *ds, el *dx, const el *dy, const el *in, long T, el *all);
 void ffn_backward_weight(const struct context *x, struct layer_params *g, const struct ffn_saved *s,
-                         const struct ffn_saved *ds, const el *dy, const el *in, long T);
+                         const struct ffn_saved *ds, const el *dy, const el *in, long T, const el *all);
 
 #endif

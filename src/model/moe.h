@@ -8,6 +8,9 @@
 // cut where expert parallelism exchanges rows: route -> dispatch | experts | return -> combine. The combine weight
 // travels with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are
 // always kept; what leads from them to the experts' hidden rows can be recomputed.
+//
+// A rank routes its own tokens, but who is dropped is decided over the micro-batch: every tensor rank learns all choices
+// and comes to the same decision. R rows leave this rank, `plan` says how many lie here for its experts.
 #ifndef SKYMOE_MODEL_MOE_H
 #define SKYMOE_MODEL_MOE_H
 
@@ -36,7 +39,7 @@ struct moe_balance {
     bool has_global;
     double *bias;                // [E] of the gate, what p->gate_bias holds rounded; moved once a step by the trainer
     const int *given;            // [T, K] device: replayed routing of this micro-batch (route_given); NULL: route
-    // sums over the step's micro-batches:
+    // sums over the step's micro-batches; of own tokens: z and statistics, of all tokens of the micro-batch: the others.
     long *count;                 // [E] assignments before dropping
     double *p_sum;               // [E] sum of g over tokens
     long dropped;                // assignments over the capacity (or the virtual one)
@@ -54,40 +57,46 @@ long moe_capacity(struct decimal factor, long K, long T, long E);
 
 // Kept by forward for backward. A second instance holds the gradients of the same values (scratch of backward).
 struct moe_saved {
-    acc *z;         // [T, E] z~
-    acc *g;         // [T, E]
-    acc *inv_std;   // [T]
+    acc *z;         // [own, E] z~
+    acc *g;         // [own, E]
+    acc *inv_std;   // [own]
     acc *aux_dg;    // [groups, E] gradient of alpha*aux_weight*L_aux for g, one row per group of `aux_group` tokens
     long aux_group;
-    acc *lse;       // [T] logsumexp of z, with a z-loss
+    acc *lse;       // [own] logsumexp of z, with a z-loss
     double z_scale; // its gradient is z_scale lse softmax(z)
-    int *expert;    // [T, K]
-    acc *weight;    // [T, K]
-    acc *score;     // [T, K] g of the chosen
-    int *row;       // [T, K]
-    int *source;    // [T K]
-    acc *row_weight; // [R] weight of each row
-    long *first;    // [E+1] host
-    long *count;    // [E] host
-    long R;
+    int *expert;    // [own, K]
+    acc *weight;    // [own, K]
+    int *row;       // [own, K]
+    int *source;    // [own K]
+    acc *row_weight; // [rows here] weight of each row
+    long *first;    // [E+1] host: own rows of each expert
+    long *count;    // [E] host: assignments of the micro-batch
+    long R;         // own rows
+    struct row_plan plan;
     acc *sums;      // [groups, E] host: work space of moe_balance_add, and with more than one group
     int *chosen;    // [T, K] host copy of expert
     long *chosen_n; // [groups, E] host: count of each group
-    acc *rstd;      // [T]      droppable from here
-    el *xn;         // [T, D]
-    el *xr;         // [R, D]
-    el *ab;         // [R, 2F]
-    el *h;          // [R, F]
+    el *xr;         // [rows here, D]  droppable, see moe_saved_layout
+    acc *rstd;      // [own]           droppable from here
+    el *xn;         // [own, D]
+    el *ab;         // [rows here, 2F]
+    el *h;          // [rows here, F]
 };
-// groups: most groups of tokens whose balance is judged apart (scope sequence: sequences; else 1).
-void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *droppable, struct arena *host,
-                      const struct context *x, long T, long groups);
+// groups: most groups of tokens whose balance is judged apart (scope sequence: sequences; else 1). rows: where xr lies;
+// what is dropped there must travel again.
+void moe_saved_layout(struct moe_saved *s, struct arena *kept, struct arena *rows, struct arena *droppable,
+                      struct arena *host, const struct context *x, long T, long groups);
+// Most rows that a micro-batch of up to T tokens can bring here.
+long moe_rows_most(const struct context *x, const struct moe_rule *rule, long T);
+bool moe_alone(const struct context *x); // this rank has all experts: no row travels
 
-// rows: scratch el [T K, D]. balance NULL: inference, no statistics and no auxiliary loss.
+// y, in [own, D]. rows: scratch el [rows here, D]. balance NULL: inference, no statistics and no auxiliary loss.
 void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                  struct moe_balance *balance, struct moe_saved *s, el *y, const el *in, long B, long S, el *rows);
-void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, const el *in, long T);
-// rows: the gradient of the experts' results, for backward_weight. dxn: scratch acc [T, D].
+// dispatch: xr was dropped.
+void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, const el *in, long T,
+                   bool dispatch);
+// rows: the gradient of the experts' results, for backward_weight. dxn: scratch acc [own, D].
 void moe_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                         const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
                         el *rows, acc *dxn);
@@ -97,6 +106,6 @@ void moe_backward_weight(const struct context *x, struct layer_params *g, const 
 // Adds a routed micro-batch to the step's sums and sets the gradients of its auxiliary losses, s->aux_dg and s->z_scale
 // (moe_balance.c).
 void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
-                     long B, long S);
+                     const int *expert, long B, long S); // expert: of all T tokens
 
 #endif

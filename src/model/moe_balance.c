@@ -60,11 +60,11 @@ static double loss_of_expert(double *slope, enum aux_loss aux, double P, double 
 }
 
 // Assignments to each expert among the n tokens of each group, [groups, E].
-static const long *counts_of(const struct context *x, struct moe_saved *s, long groups, long n)
+static const long *counts_of(const struct context *x, struct moe_saved *s, const int *expert, long groups, long n)
 {
     long E = x->c->E, K = x->c->K;
     if (groups == 1) return s->count;
-    x->k->to_host(s->chosen, s->expert, groups * n * K * (long)sizeof *s->chosen);
+    x->k->to_host(s->chosen, expert, groups * n * K * (long)sizeof *s->chosen);
     for (long i = 0; i < groups * E; i++) s->chosen_n[i] = 0;
     for (long i = 0; i < groups * n * K; i++) s->chosen_n[i / (n * K) * E + s->chosen[i]]++;
     return s->chosen_n;
@@ -73,9 +73,9 @@ static const long *counts_of(const struct context *x, struct moe_saved *s, long 
 // L_aux = mean over groups; s->sums holds the sums of g and receives the gradient for g of alpha * aux_weight * L_aux,
 // which is the same for all tokens of a group.
 static double loss_and_gradient(const struct context *x, const struct moe_rule *rule, const struct moe_balance *b,
-                                struct moe_saved *s, long groups, long n)
+                                struct moe_saved *s, const int *expert, long groups, long n)
 {
-    const long *count = counts_of(x, s, groups, n);
+    const long *count = counts_of(x, s, expert, groups, n);
     long E = x->c->E, assignments = n * x->c->K;
     bool global = rule->scope == SCOPE_GLOBAL && b->has_global;
     double loss = 0;
@@ -94,7 +94,7 @@ static void statistics_add(const struct context *x, const struct moe_rule *rule,
     struct decimal factor = rule->capacity.numerator ? rule->capacity : rule->virtual_capacity;
     long capacity = moe_capacity(factor, K, T, E);
     struct gate_statistics sum = {0};
-    x->k->gate_statistics(&sum, s->g, T, E);
+    x->k->gate_statistics(&sum, s->g, own_tokens(x, T).count, E);
     b->statistics.entropy += sum.entropy;
     b->statistics.max1_max2 += sum.max1_max2;
     b->statistics.max2_max3 += sum.max2_max3;
@@ -106,23 +106,37 @@ static void statistics_add(const struct context *x, const struct moe_rule *rule,
     }
 }
 
-void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
-                     long B, long S)
+// Sums of g over each group's tokens, of all ranks that have some, into s->sums.
+static void sum_groups(const struct context *x, struct moe_saved *s, struct range own, long groups)
 {
     const struct kernels *k = x->k;
+    const struct group *tensor = &x->grid->tensor;
+    long E = x->c->E, with_own = (own.first + own.count + s->aux_group - 1) / s->aux_group;
+    k->gate_sums(s->aux_dg, s->g, own.first, s->aux_group, own.count, E);
+    k->to_host(s->sums, s->aux_dg, with_own * E * dtype_size(k->acc));
+    for (long i = with_own * E; i < groups * E; i++) acc_set(x, s->sums, i, 0);
+    if (k->acc == F64) group_sum_f64(tensor, s->sums, groups * E);
+    else group_sum_f32(tensor, s->sums, groups * E);
+}
+
+void moe_balance_add(const struct context *x, const struct moe_rule *rule, struct moe_balance *b, struct moe_saved *s,
+                     const int *expert, long B, long S)
+{
+    const struct kernels *k = x->k;
+    struct range own = own_tokens(x, B * S);
     long T = B * S, E = x->c->E, groups = rule->scope == SCOPE_SEQUENCE ? B : 1;
     s->aux_group = rule->scope == SCOPE_SEQUENCE ? S : T;
-    if (T == 0) return;
-
-    k->gate_sums(s->aux_dg, s->g, 0, s->aux_group, T, E);
-    k->to_host(s->sums, s->aux_dg, groups * E * dtype_size(k->acc));
-    exchange_sum(&x->grid->tensor, s->sums, groups * E, k->acc);
+    if (T == 0) {
+        s->aux_group = 1; // no token asks for it
+        return;
+    }
+    sum_groups(x, s, own, groups);
     statistics_add(x, rule, b, s, groups, T);
     if (rule->z_coeff) {
-        b->z += b->aux_weight * k->sum_squares(s->lse, T) / (double)T;
+        b->z += b->aux_weight * k->sum_squares(s->lse, own.count) / (double)T;
         s->z_scale = rule->z_coeff * b->aux_weight * 2 / (double)T;
     }
     if (rule->aux == AUX_NONE) return;
-    b->aux += b->aux_weight * loss_and_gradient(x, rule, b, s, groups, s->aux_group);
+    b->aux += b->aux_weight * loss_and_gradient(x, rule, b, s, expert, groups, s->aux_group);
     k->from_host(s->aux_dg, s->sums, groups * E * dtype_size(k->acc));
 }

@@ -1,3 +1,4 @@
+#include "model/context.h"
 #include "model/params.h"
 
 #include <stddef.h>
@@ -81,35 +82,85 @@ static bool present(const struct param_kind *kind, const struct config *c)
     CHECK(!"a condition of the table");
 }
 
-static long copies(const struct param_kind *kind, const struct config *c)
+// What this rank holds of a dimension of the table; NULL: the whole model.
+static struct range held_of(const struct config *c, const struct local *n, enum param_dim d)
 {
-    return kind->scope == PER_EXPERT ? c->E : 1;
+    if (!n) return (struct range){0, config_dim(c, d)};
+    switch (d) {
+    case DIM_V: return (struct range){n->first_row, n->V};
+    case DIM_HC: return (struct range){n->first_head * c->C, n->H * c->C};
+    case DIM_GC: return (struct range){n->first_kv * c->C, n->G * c->C};
+    case DIM_F: return (struct range){n->first_column, n->F};
+    default: return (struct range){0, config_dim(c, d)};
+    }
 }
 
-static long rows_before(const struct param_kind *kind, const struct config *c)
+static struct range experts_of(const struct config *c, const struct local *n)
+{
+    return n ? (struct range){n->first_expert, n->E} : (struct range){0, c->E};
+}
+
+static long copies(const struct param_kind *kind, const struct config *c, const struct local *n)
+{
+    return kind->scope == PER_EXPERT ? experts_of(c, n).count : 1;
+}
+
+static long rows_before(const struct param_kind *kind, const struct config *c, const struct local *n)
 {
     long rows = 0;
     for (long i = 0; i < 2; i++)
-        if (kind->before[i] != DIM_NONE) rows += config_dim(c, kind->before[i]);
+        if (kind->before[i] != DIM_NONE) rows += held_of(c, n, kind->before[i]).count;
     return rows;
 }
 
 // Rows of the whole field (of one expert): where its last part ends.
-static long field_rows(const struct param_kind *kind, const struct config *c)
+static long field_rows(const struct param_kind *kind, const struct config *c, const struct local *n)
 {
     long rows = 0;
     for (const struct param_kind *k = param_kinds; k < param_kinds + param_kinds_n; k++) {
         if (k->scope != kind->scope || k->field != kind->field || !present(k, c)) continue;
-        long end = rows_before(k, c) + config_dim(c, k->rows);
+        long end = rows_before(k, c, n) + held_of(c, n, k->rows).count;
         if (end > rows) rows = end;
     }
     return rows;
+}
+
+// Is it the first part of its field?
+static bool leads(const struct param_kind *kind)
+{
+    return kind->before[0] == DIM_NONE;
+}
+
+static bool is_embedding(const struct param_kind *kind)
+{
+    return kind->scope == PER_MODEL && kind->field == offsetof(struct model_params, embed);
+}
+
+// A tied embedding is the last stage's head, too.
+static bool held_model_wide(const struct param_kind *kind, const struct config *c, const struct local *n)
+{
+    if (!n) return true;
+    return is_embedding(kind) ? n->embeds || (c->tied && n->ends) : n->ends;
 }
 
 struct tensor *params_field(const struct model_params *p, const struct param_kind *kind, long layer)
 {
     char *base = kind->scope == PER_MODEL ? (char *)(uintptr_t)p : (char *)&p->layer[layer];
     return (struct tensor *)(base + kind->field);
+}
+
+struct tensor *param_field(const struct model_params *p, const struct param *q)
+{
+    struct tensor *t = params_field(p, q->kind, q->local);
+    return is_embedding(q->kind) && !t->data && p->head.data ? (struct tensor *)(uintptr_t)&p->head : t;
+}
+
+long param_global(const struct param *p, long at, long *run)
+{
+    bool whole_rows = p->columns == p->all_columns;
+    long column = p->columns ? at % p->columns : 0, row = p->columns ? at / p->columns : 0;
+    *run = whole_rows ? p->rows * p->columns - at : p->columns - column;
+    return (p->first_row + row) * p->all_columns + p->first_column + column;
 }
 
 // ---- FP8 ----
@@ -145,39 +196,50 @@ struct dtypes {
 };
 
 // The whole field, when `kind` is its first part. place: where its data are already, or NULL.
-static void field_layout(struct tensor *t, struct arena *a, const struct config *c, const struct param_kind *kind,
-                         struct dtypes d, void *place)
+static void field_layout(struct tensor *t, struct arena *a, const struct config *c, const struct local *n,
+                         const struct param_kind *kind, struct dtypes d, void *place)
 {
-    if (!present(kind, c) || rows_before(kind, c) > 0) return;
+    if (!present(kind, c) || !leads(kind)) return;
     *t = (struct tensor){.dtype = kind->in_acc ? d.acc : kind->quantise ? d.matrix : d.other};
     if (t->dtype == DTYPES) return;
-    long rows = copies(kind, c) * field_rows(kind, c);
-    t->data = place ? place : arena_take(a, rows * config_dim(c, kind->columns), dtype_size(t->dtype));
+    long rows = copies(kind, c, n) * field_rows(kind, c, n), columns = held_of(c, n, kind->columns).count;
+    t->data = place ? place : arena_take(a, rows * columns, dtype_size(t->dtype));
     if (t->dtype != F8_E4M3) return;
-    t->scale_columns = (int)scale_grid_of(c->scaling, rows, config_dim(c, kind->columns)).columns;
+    t->scale_columns = (int)scale_grid_of(c->scaling, rows, columns).columns;
     t->scale = arena_take(a, rows * t->scale_columns, sizeof *t->scale);
 }
 
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
-                         enum dtype matrix, enum dtype other, enum dtype in_acc, const struct model_params *mapped)
+                         const struct grid *g, enum dtype matrix, enum dtype other, enum dtype in_acc,
+                         const struct model_params *mapped)
 {
     struct layer_params measured = {0}; // where the pointers of a measuring run go
     struct dtypes d = {matrix, other, in_acc};
+    struct local local, *n = NULL;
     const struct param_kind *kind = param_kinds, *end = param_kinds + param_kinds_n;
     *p = (struct model_params){.layer = layer ? layer : &measured};
+    if (g) {
+        local = local_of(c, g);
+        n = &local;
+    }
 
 #define FIELD(l) \
-    field_layout(params_field(p, kind, layer ? l : 0), a, c, kind, d, \
+    field_layout(params_field(p, kind, layer ? l : 0), a, c, n, kind, d, \
                  mapped ? params_field(mapped, kind, l)->data : NULL)
-    for (; kind->scope == PER_MODEL; kind++) FIELD(-1);
+    for (; kind->scope == PER_MODEL; kind++)
+        if (!n || n->embeds) FIELD(-1);
     const struct param_kind *of_layer = kind;
-    for (long l = 0; l < c->L; l++)
+    for (long l = 0; l < (n ? n->L : c->L); l++)
         for (kind = of_layer; kind->scope != PER_MODEL; kind++) FIELD(l);
-    for (; kind < end; kind++) FIELD(-1);
+    for (kind = of_layer; kind->scope != PER_MODEL; kind++) continue;
+    for (; kind < end; kind++)
+        if (!n || n->ends) FIELD(-1);
 #undef FIELD
 
     p->layer = layer;
-    if (c->tied) p->head = p->embed;
+    if (!c->tied || (n && !n->ends)) return;
+    if (!n || n->embeds) p->head = p->embed;
+    else field_layout(&p->head, a, c, n, param_kinds, d, NULL); // the last stage has rows of its own
 }
 
 // ---- the table, instantiated ----
@@ -198,16 +260,32 @@ static void name_of(char *name, long room, const char *pattern, long layer, long
     name[used] = '\0';
 }
 
-static enum status list_add(struct param_list *list, const struct config *c, const struct param_kind *kind, long layer,
-                            long expert)
+// Walks the table in the order of params.h; without list->item it only counts.
+struct listing {
+    struct param_list *list;
+    const struct config *c;
+    const struct local *n; // NULL: the whole model
+};
+
+static enum status list_add(const struct listing *g, const struct param_kind *kind, long layer, long local, long expert)
 {
     enum { ELEMENTS_BITS = 56 };
+    struct param_list *list = g->list;
+    const struct config *c = g->c;
+    struct range experts = experts_of(c, g->n);
     if (!present(kind, c)) return OK;
-    struct param p = {.kind = kind, .layer = layer, .expert = expert};
+    long index = list->all++;
+    bool held = kind->scope == PER_MODEL ? held_model_wide(kind, c, g->n) : local >= 0;
+    if (!held || (expert >= 0 && (expert < experts.first || expert >= experts.first + experts.count))) return OK;
+    struct range rows = held_of(c, g->n, kind->rows), columns = held_of(c, g->n, kind->columns);
+    struct param p = {.kind = kind, .index = index, .layer = layer, .expert = expert, .local = local,
+                      .rows = rows.count, .first_row = rows.first, .all_rows = config_dim(c, kind->rows),
+                      .columns = columns.count, .first_column = columns.first,
+                      .all_columns = config_dim(c, kind->columns)};
     name_of(p.name, sizeof p.name, kind->name, layer, expert);
-    p.rows = config_dim(c, kind->rows);
-    p.columns = config_dim(c, kind->columns);
-    p.part = ((expert < 0 ? 0 : expert * field_rows(kind, c)) + rows_before(kind, c)) * p.columns;
+    if (kind->rows == DIM_GC && g->n) p.borrowed = g->n->borrowed * c->C;
+    p.part = ((expert < 0 ? 0 : (expert - experts.first) * field_rows(kind, c, g->n)) + rows_before(kind, c, g->n)) *
+             p.columns;
     if (list->item) list->item[list->n] = p;
     list->n++;
     list->elements += p.rows * p.columns;
@@ -216,38 +294,55 @@ static enum status list_add(struct param_list *list, const struct config *c, con
     return OK;
 }
 
-// Walks the table in the order of params.h; without list->item it only counts.
-static enum status list_fill(struct param_list *list, const struct config *c)
+static enum status list_fill(const struct listing *g, const long *local_of_layer)
 {
     const struct param_kind *kind = param_kinds, *end = param_kinds + param_kinds_n;
-    list->n = list->elements = 0;
-    for (; kind->scope == PER_MODEL; kind++) TRY(list_add(list, c, kind, -1, -1));
+    g->list->n = g->list->elements = g->list->all = 0;
+    for (; kind->scope == PER_MODEL; kind++) TRY(list_add(g, kind, -1, -1, -1));
     const struct param_kind *of_layer = kind, *of_expert;
-    for (long l = 0; l < c->L; l++) {
+    for (long l = 0; l < g->c->L; l++) {
+        long local = local_of_layer[l];
         for (kind = of_layer; kind->scope != PER_MODEL; kind++)
-            if (kind->scope == PER_LAYER) TRY(list_add(list, c, kind, l, -1));
+            if (kind->scope == PER_LAYER) TRY(list_add(g, kind, l, local, -1));
         for (of_expert = of_layer; of_expert->scope == PER_LAYER; of_expert++) continue;
-        for (long e = 0; e < c->E; e++)
-            for (kind = of_expert; kind->scope == PER_EXPERT; kind++) TRY(list_add(list, c, kind, l, e));
+        for (long e = 0; e < g->c->E; e++)
+            for (kind = of_expert; kind->scope == PER_EXPERT; kind++) TRY(list_add(g, kind, l, local, e));
     }
-    for (; kind < end; kind++) TRY(list_add(list, c, kind, -1, -1));
+    for (kind = of_layer; kind->scope != PER_MODEL; kind++) continue;
+    for (; kind < end; kind++) TRY(list_add(g, kind, -1, -1, -1));
     return OK;
 }
 
-enum status param_list_of(struct param_list *list, const struct config *c)
+static enum status list_make(struct listing *g, const long *local_of_layer)
+{
+    struct param_list counted = {0}, *list = g->list;
+    g->list = &counted;
+    TRY(list_fill(g, local_of_layer));
+    struct param_list made = {.item = calloc((size_t)counted.n + 1, sizeof *made.item)};
+    if (!made.item) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", counted.n);
+    g->list = &made;
+    enum status s = list_fill(g, local_of_layer);
+    CHECK(s == OK); // it was when counted
+    *list = made;
+    return OK;
+}
+
+enum status param_list_of(struct param_list *list, const struct config *c, const struct grid *grid)
 {
     enum { MOST = 1 << 22 };
     if (c->L * (10 + 3 * c->E) > MOST)
         return fail(ERR_MEMORY, "config: %ld layers of %ld experts are too many tensors (at most %d)", c->L, c->E,
                     MOST);
-    struct param_list counted = {0};
-    TRY(list_fill(&counted, c));
-    struct param_list made = {.item = calloc((size_t)counted.n, sizeof *made.item)};
-    if (!made.item) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", counted.n);
-    enum status s = list_fill(&made, c);
-    CHECK(s == OK); // it was when counted
-    *list = made;
-    return OK;
+    struct local local = {0};
+    if (grid) local = local_of(c, grid);
+    struct listing g = {.list = list, .c = c, .n = grid ? &local : NULL};
+    long *local_of_layer = malloc(((size_t)c->L + 1) * sizeof *local_of_layer);
+    if (!local_of_layer) return fail(ERR_MEMORY, "memory: a list of %ld layers was refused", c->L);
+    for (long l = 0; l < c->L; l++) local_of_layer[l] = grid ? -1 : l;
+    for (long l = 0; l < local.L; l++) local_of_layer[layer_of(c, grid, l)] = l;
+    enum status s = list_make(&g, local_of_layer);
+    free(local_of_layer);
+    return s;
 }
 
 void param_list_free(struct param_list *list)

@@ -4,6 +4,7 @@
 #define SKYMOE_MODEL_PARAMS_H
 
 #include "base/arena.h"
+#include "comm/grid.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 
@@ -21,8 +22,8 @@ struct layer_params {
 struct model_params {
     struct tensor embed;      // el [V, D]
     struct tensor final_norm; // acc [D]
-    struct tensor head;       // el [V, D]; the same memory as embed when tied
-    struct layer_params *layer; // [L]
+    struct tensor head;       // el [V, D]; the same memory as embed when tied and both are here
+    struct layer_params *layer; // [local layers]
 };
 
 enum param_scope { PER_MODEL, PER_LAYER, PER_EXPERT };
@@ -59,21 +60,29 @@ long config_dim(const struct config *c, enum param_dim d); // 1 for DIM_NONE
 struct param {
     char name[96];            // global HF name
     const struct param_kind *kind;
-    long layer, expert;       // -1 where none
-    long rows, columns;       // columns 1 for vectors
+    long index;               // in the list of the whole model
+    long layer, expert;       // -1 where none; of the whole model
+    long local;               // local layer, -1 where none
+    long rows, columns;       // held here; columns 1 for vectors
+    long first_row, first_column, all_rows, all_columns; // where that lies in the whole tensor
+    long borrowed;            // the first so many rows belong to a lower tensor rank, which sums their gradients
     long part;                // element offset of this part within the field
     struct tensor value;      // data points at the first element of this part; scale likewise
     void *grad;               // acc, or NULL in inference
-    void *master, *m, *v;     // acc; NULL in inference; master NULL where value itself is acc
 };
+// Element `at` of what p holds is which element of the whole tensor? *run: so many follow one another in both.
+long param_global(const struct param *p, long at, long *run);
+
 struct param_list {
     struct param *item;
     long n;
     long elements;            // of all
+    long all;                 // tensors of the whole model
 };
 
-// Names and shapes only (no memory behind value/grad); param_list_free releases. ERR_MEMORY.
-MUST_USE enum status param_list_of(struct param_list *list, const struct config *c);
+// Names and shapes only (no memory behind value/grad); param_list_free releases. Of what the
+// grid's rank holds; NULL: the whole model. ERR_MEMORY.
+MUST_USE enum status param_list_of(struct param_list *list, const struct config *c, const struct grid *g);
 void param_list_free(struct param_list *list);
 
 // NULL when absent. `name` is the global name.
@@ -81,10 +90,12 @@ struct param *param_find(const struct param_list *list, const char *name);
 
 // Two-pass layout of all fields: matrices that FP8 may hold in `matrix` dtype (F8 adds scales as c->scaling says),
 // embedding and head in `other` (16-bit beside F8 matrices), in_acc rows in `in_acc`; DTYPES leaves those fields out.
-// For gradients, masters and moments call with acc for each. `layer` points at room for L layer_params (NULL when
-// measuring). Fields that have data in `mapped` (NULL: none) keep their place and take no room; scales do.
+// For gradients call with acc for each. `layer` points at room for the local layers' layer_params (NULL when
+// measuring). Fields that have data in `mapped` (NULL: none) keep their place and take no room; scales do. g NULL:
+// the whole model.
 void model_params_layout(struct model_params *p, struct layer_params *layer, struct arena *a, const struct config *c,
-                         enum dtype matrix, enum dtype other, enum dtype in_acc, const struct model_params *mapped);
+                         const struct grid *g, enum dtype matrix, enum dtype other, enum dtype in_acc,
+                         const struct model_params *mapped);
 
 // The scales of an FP8 matrix: one for each piece of its elements, the pieces at its edges may be smaller.
 struct scale_grid {
@@ -96,7 +107,9 @@ struct scale_grid scale_grid_of(enum scaling scaling, long rows, long columns);
 long scale_at(const struct scale_grid *g, long element);  // which scale is that element's
 long scale_run(const struct scale_grid *g, long element); // from it on, so many elements in a row have the same
 
-// Where `kind`'s field stands in p (layer < 0 for PER_MODEL).
+// Where `kind`'s field stands in p (local layer < 0 for PER_MODEL).
 struct tensor *params_field(const struct model_params *p, const struct param_kind *kind, long layer);
+// Where q's field stands: for a tied embedding that this rank holds for the head alone, the head.
+struct tensor *param_field(const struct model_params *p, const struct param *q);
 
 #endif

@@ -9,7 +9,7 @@
 
 static const char *const source_names[] = {"absent", "measured", "datasheet"};
 
-const char *source_name(enum source s)
+const char *source_name(enum origin s)
 {
     return source_names[s];
 }
@@ -113,7 +113,7 @@ static enum status read_constant(struct constant *c, const cJSON *in, const stru
     TRY(json_real(&c->value, object, "value", 0, r->min, r->max, where));
     TRY(json_text(&source, object, "source", "", where));
     for (int s = SOURCE_MEASURED; s <= SOURCE_DATASHEET; s++)
-        if (!strcmp(source, source_names[s])) c->source = (enum source)s;
+        if (!strcmp(source, source_names[s])) c->source = (enum origin)s;
     if (c->source == SOURCE_ABSENT)
         return fail(ERR_FORMAT, "%s: source is \"%.40s\", expected \"measured\" or \"datasheet\"", where, source);
     return OK;

@@ -6,11 +6,11 @@
 
 #include "base/json.h"
 
-enum source { SOURCE_ABSENT, SOURCE_MEASURED, SOURCE_DATASHEET };
+enum origin { SOURCE_ABSENT, SOURCE_MEASURED, SOURCE_DATASHEET };
 
 struct constant {
     double value;
-    enum source source;
+    enum origin source;
 };
 
 // Kernels by how fast they are. A rate that the file leaves out is the peak.
@@ -46,7 +46,7 @@ void cluster_put(struct json_out *o, const struct cluster *c); // as such a file
 // The constants by their names in the file ("kernels.grouped_flops"), in its order.
 enum { CLUSTER_CONSTANTS = 2 + RATES + 1 + 4 };
 const char *cluster_constant(struct constant **constant, struct cluster *c, long index);
-const char *source_name(enum source s); // "measured", "datasheet", "absent"
+const char *source_name(enum origin s); // "measured", "datasheet", "absent"
 
 double cluster_flops(const struct cluster *c, enum rate rate); // the peak where absent
 long cluster_devices(const struct cluster *c);                 // of all hosts

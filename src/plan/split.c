@@ -67,7 +67,7 @@ static void add_part(struct part_times *sum, double times, const struct part_tim
 
 // One virtual stage of n layers, `again` of them recomputing: those run W right after B, before what they recomputed is
 // overwritten.
-static struct part_times part_of(const struct split_task *t, long n, long again, bool first, bool last)
+static struct part_times virtual_part(const struct split_task *t, long n, long again, bool first, bool last)
 {
     struct part_times part = {0};
     add_part(&part, (double)n, &t->layer);
@@ -84,7 +84,7 @@ void split_times(struct part_times *part, const struct split_task *t, const stru
     for (long c = 0; c < t->p.chunks; c++)
         for (long stage = 0; stage < t->p.stages; stage++) {
             long v = c * t->p.stages + stage;
-            part[v] = part_of(t, s->layers[v], chunk_recompute(t, s, stage, c), v == 0, v == parts_of(t) - 1);
+            part[v] = virtual_part(t, s->layers[v], chunk_recompute(t, s, stage, c), v == 0, v == parts_of(t) - 1);
         }
 }
 
@@ -167,7 +167,7 @@ static void fill_estimate(struct search *x, double *t, long L)
         for (long n = 0; n <= L; n++) {
             s->layers[stage] = n;
             bool fits = n > 0 && set_recompute(x, s, stage);
-            struct part_times p = part_of(x->t, n, s->recompute[stage], stage == 0, stage == x->t->p.stages - 1);
+            struct part_times p = virtual_part(x->t, n, s->recompute[stage], stage == 0, stage == x->t->p.stages - 1);
             t[stage * (L + 1) + n] = fits ? p.forward + p.input + p.weight : INFINITY;
         }
 }

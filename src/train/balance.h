@@ -25,10 +25,13 @@ double drop_rate(const struct moe_balance *b, long K);
 
 // At the start of a step: sums to zero. Dense models have no balance; then this and the next do nothing.
 void balance_begin(struct model *m);
-// After the last micro-batch of a step that was not skipped.
+// After the last micro-batch: sums of the whole world's micro-batches and layers, on every rank. All ranks call.
+// ERR_MEMORY.
+MUST_USE enum status balance_sum(struct model *m);
+// After that, when the step was not skipped: coefficients, biases and statistics of all layers, on every rank.
 void balance_end(struct model *m, const struct balance_rule *r);
 
-// The balance's bias of each gate is what the model's tensor holds.
+// The balance's bias of each gate is what the model's tensor holds. All ranks call.
 void balance_from_model(struct model *m);
 
 // Between the model and the arrays of a checkpoint's state.

@@ -1,15 +1,8 @@
-// AdamW over the parameter table, and the norm of all gradients.
+// What AdamW is told at a step. Who holds which moments: parallel/zero.h.
 #ifndef SKYMOE_TRAIN_OPTIMIZER_H
 #define SKYMOE_TRAIN_OPTIMIZER_H
 
-#include "model/model.h"
-
-// sqrt of the sum of squares of every gradient element: f64 sums over fixed blocks of each tensor, added in table
-// order, so it does not depend on how tensors lie in memory. Not finite exactly when some gradient is not.
-double gradient_norm(const struct model *m);
-
-// Name of the first tensor of the table whose gradient holds a NaN or infinity; NULL when none does.
-const char *gradient_not_finite(const struct model *m);
+#include "kernels/kernels.h"
 
 struct optimizer {
     double beta1, beta2, eps;
@@ -17,8 +10,7 @@ struct optimizer {
     double clip;         // largest gradient norm applied; 0: no clipping
 };
 
-// One step from the gradients: masters, moments, and values rounded from the masters. `update` counts from 1 over
-// applied steps (bias correction).
-void optimizer_step(const struct optimizer *o, struct model *m, double lr, double norm, long update);
+// `update` counts from 1 over applied steps (bias correction); norm: of all gradients.
+struct adamw_step optimizer_at(const struct optimizer *o, double lr, double norm, long update);
 
 #endif

@@ -57,10 +57,6 @@ const struct setting train_rows[] = {
      "--model: standard deviation of random weights (output projections: divided by sqrt(2 layers))"},
     {"document-mask", SETTING_SWITCH, AT(document_mask), "on", 0, 0, NULL,
      "attention and positions restart at each document"},
-    {"recompute", SETTING_CHOICE, AT(recompute), "none", 0, 0, "none|moe|full",
-     "what backward computes again instead of keeping it"},
-    {"recompute-layers", SETTING_LONG, AT(recompute_layers), "-1", -1, 4096, NULL,
-     "the first this many layers recompute; -1: all"},
     {"memory-limit-gib", SETTING_REAL, AT(memory_limit_gib), "0", 0, 1e9, NULL,
      "refuse to start when the planned memory is above this; 0: no limit"},
     {"save-interval", SETTING_LONG, AT(save_interval), "500", 0, HUGE_STEPS, NULL,
@@ -101,6 +97,40 @@ const struct setting train_rows[] = {
      "--moe-aux-loss bias: how far a step moves the bias of each expert"},
     {"moe-z-loss-coeff", SETTING_REAL, AT(z_coeff), "0", 0, 1e6, NULL,
      "coefficient of the router z-loss, mean logsumexp(logits)^2; 0: none"},
+    {"tensor-parallel-size", SETTING_LONG, AT(layout.tp), "1", 1, 1 << 20, NULL,
+     "ranks that share each layer's heads and columns"},
+    {"pipeline-parallel-size", SETTING_LONG, AT(layout.pp), "1", 1, 4096, NULL,
+     "stages of layers; what is left of the ranks is data-parallel"},
+    {"expert-parallel", SETTING_CHOICE, AT(layout.expert_parallel), "edp", 0, 0, "edp|ep|etp",
+     "who shares the experts: the tensor group; all ranks of a stage; the data group, each expert cut over the tensor "
+     "group"},
+    {"expert-parallel-size", SETTING_LONG, AT(layout.ep), "0", 0, 1 << 20, NULL,
+     "overrides that: ranks that share the experts"},
+    {"expert-tensor-parallel-size", SETTING_LONG, AT(layout.etp), "0", 0, 1 << 20, NULL,
+     "overrides that: slices of each expert"},
+    {"layer-split", SETTING_TEXT, AT(layout.layer_split), NULL, 0, 0, NULL,
+     "layers of each stage, like 6,6,6,5; auto: the planner's choice"},
+    {"head-split", SETTING_TEXT, AT(layout.head_split), NULL, 0, 0, NULL, "heads of each tensor rank"},
+    {"ffn-split", SETTING_TEXT, AT(layout.ffn_split), NULL, 0, 0, NULL, "ffn columns of each (expert) tensor rank"},
+    {"expert-split", SETTING_TEXT, AT(layout.expert_split), NULL, 0, 0, NULL, "experts of each expert rank"},
+    {"device-weights", SETTING_TEXT, AT(layout.device_weights), NULL, 0, 0, NULL,
+     "relative speed of each tensor rank: everything it shares is split in that proportion"},
+    {"pipeline-schedule", SETTING_CHOICE, AT(layout.schedule), "1f1b", 0, 0, "1f1b|interleaved|zero-bubble",
+     "order of a step"},
+    {"virtual-stages", SETTING_LONG, AT(layout.virtual_stages), "1", 1, 64, NULL,
+     "interleaved: chunks of layers of each stage"},
+    {"recompute", SETTING_CHOICE, AT(layout.recompute), "none", 0, 0, "none|moe|full",
+     "what backward computes again instead of keeping it"},
+    {"recompute-layers", SETTING_TEXT, AT(layout.recompute_layers), NULL, 0, 0, NULL,
+     "first layers of a stage that recompute, like 4,2,0; one number for all stages; or auto; default: all"},
+    {"exchange-chunks", SETTING_LONG, AT(layout.exchange_chunks), "2", 1, MOST_CHUNKS, NULL,
+     "pieces in which rows go to the experts of other ranks: one travels while another is worked on"},
+    {"zero", SETTING_LONG, AT(layout.zero), "1", 0, 1, NULL,
+     "1: the optimizer's state is spread over the ranks that hold the same"},
+    {"comm-timeout", SETTING_REAL, AT(comm_timeout), "120", 1, 1e9, NULL,
+     "seconds without progress after which a rank is given up"},
+    {"print-grid", SETTING_SWITCH, AT(print_grid), NULL, 0, 0, NULL,
+     "print who holds what and which ranks form groups, and stop"},
     {"dump-gradients", SETTING_TEXT, AT(dump_gradients), NULL, 0, 0, NULL,
      "folder for gradients.safetensors: f32 gradients of the first step of this call, before clipping"},
     {"dump-routing", SETTING_TEXT, AT(dump_routing), NULL, 0, 0, NULL,
@@ -156,12 +186,28 @@ enum status train_options_check(const struct train_options *o)
 // What does not change what is computed, or what a run may change on its way.
 static const char *const overridable[] = {
     "output", "resume", "data-restart", "train-steps", "lr", "min-lr", "lr-schedule", "lr-warmup-steps",
-    "lr-decay-steps", "wsd-decay-steps", "save-interval", "keep", "eval-interval", "log-interval", "recompute",
-    "recompute-layers", "memory-limit-gib", "dump-gradients", "dump-routing", "replay-routing",
+    "lr-decay-steps", "wsd-decay-steps", "save-interval", "keep", "eval-interval", "log-interval",
+    "memory-limit-gib", "comm-timeout", "print-grid", "dump-gradients", "dump-routing", "replay-routing",
 };
+
+// Where a run's ranks sit is the business of each call: all of these come from the command line as soon as one does.
+static const char *const of_layout[] = {
+    "tensor-parallel-size", "pipeline-parallel-size", "expert-parallel", "expert-parallel-size",
+    "expert-tensor-parallel-size", "layer-split", "head-split", "ffn-split", "expert-split", "device-weights",
+    "pipeline-schedule", "virtual-stages", "recompute", "recompute-layers", "exchange-chunks", "zero",
+};
+
+static bool any_of_layout(const bool *set)
+{
+    for (size_t i = 0; i < sizeof of_layout / sizeof *of_layout; i++)
+        if (set[row_of(of_layout[i])]) return true;
+    return false;
+}
 
 static bool may_override(const char *name, const struct train_options *o)
 {
+    for (size_t i = 0; i < sizeof of_layout / sizeof *of_layout; i++)
+        if (!strcmp(of_layout[i], name)) return true;
     if (o->data_restart && !strcmp(name, "data")) return true;
     for (size_t i = 0; i < sizeof overridable / sizeof *overridable; i++)
         if (!strcmp(overridable[i], name)) return true;
@@ -207,7 +253,9 @@ enum status train_options_resume(struct train_options *o, const bool *set, const
             return fail(ERR_CONFIG, "--%s: cannot change when a run is resumed (leave it out, or start another run)",
                         r->name);
     }
+    if (any_of_layout(set)) stored.layout = o->layout;
     stored.resume = o->resume;
+    stored.print_grid = o->print_grid;
     stored.data_restart = o->data_restart;
     stored.output = o->output;
     stored.dump_gradients = o->dump_gradients;
@@ -316,10 +364,8 @@ struct model_options train_model_options(const struct train_options *o)
         .B = o->micro_batch < o->global_batch ? o->micro_batch : o->global_batch,
         .S = o->S,
         .positions = o->S,
-        .recompute = !strcmp(o->recompute, "full")  ? RECOMPUTE_FULL
-                     : !strcmp(o->recompute, "moe") ? RECOMPUTE_MOE
-                                                    : RECOMPUTE_NONE,
-        .recompute_layers = o->recompute_layers,
+        .recompute_layers = -1,
+        .exchange_chunks = o->layout.exchange_chunks,
         .given_routing = o->replay_routing != NULL,
         .rule = {.capacity = o->capacity,
                  .virtual_capacity = o->virtual_capacity,

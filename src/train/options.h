@@ -4,6 +4,7 @@
 
 #include "base/setting.h"
 #include "train/balance.h"
+#include "train/layout.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
 
@@ -22,8 +23,6 @@ struct train_options {
     const char *dtype;
     double init_std;
     bool document_mask;
-    const char *recompute;
-    long recompute_layers;
     double memory_limit_gib;
     long save_interval, keep, eval_interval, eval_tokens, log_interval;
     bool eval_required; // --eval-interval was given: validation data must exist. Set by trainer_open, no row
@@ -37,6 +36,9 @@ struct train_options {
     double aux_xi, aux_beta;
     const char *aux_scope;
     double bias_rate, z_coeff;
+    struct layout_options layout;
+    double comm_timeout;
+    bool print_grid;
     const char *dump_gradients, *dump_routing, *replay_routing; // of one call: a resumed run does not inherit them
 };
 
@@ -59,7 +61,7 @@ MUST_USE enum status train_options_resume(struct train_options *o, const bool *s
 // resume.
 MUST_USE enum status train_options_resolve(struct train_options *o, const bool *set, struct config *c);
 
-struct model_options train_model_options(const struct train_options *o);
+struct model_options train_model_options(const struct train_options *o); // but for what the layout adds
 struct schedule train_schedule(const struct train_options *o);
 struct optimizer train_optimizer(const struct train_options *o);
 struct balance_rule train_balance_rule(const struct train_options *o);

@@ -72,7 +72,7 @@ static void put_step(struct json_out *o, const struct trainer *t)
     json_put_real(o, "tokens_per_s", (double)(t->o.global_batch * t->o.S) / r->seconds);
     json_put_real(o, "tflops", r->tflops);
     json_put_null(o, "mfu");
-    json_put_real(o, "exposed_comm_s", 0);
+    json_put_real(o, "exposed_comm_s", r->exposed);
     json_put_long(o, "rss_bytes", resident_bytes());
     json_begin(o, "layers", '[');
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) put_layer(o, t, l);
@@ -83,7 +83,7 @@ static void put_step(struct json_out *o, const struct trainer *t)
 static enum status write_row(struct trainer *t, struct json_out *o)
 {
     enum status status = json_out_status(o);
-    if (status == OK) status = metrics_write(&t->metrics, t->state.step, o->text, wall_time());
+    if (status == OK && t->metrics.jsonl >= 0) status = metrics_write(&t->metrics, t->state.step, o->text, wall_time());
     json_out_free(o);
     return status;
 }
@@ -95,16 +95,23 @@ enum status record_step(struct trainer *t)
     return write_row(t, &o);
 }
 
-// Mean pairwise cosine of each layer's experts.
+// Mean pairwise cosine of each layer's experts; null where no rank has them all (inspect --similarity tells it from the
+// checkpoint).
 static void put_similarity(struct json_out *o, const struct trainer *t)
 {
+    const struct model *m = &t->model;
     long E = t->config.E, F = t->config.F, D = t->config.D;
     json_begin(o, "expert_similarity", '[');
     for (long l = 0; l < (E ? t->config.L : 0); l++) {
-        const struct layer_params *p = &t->model.p.layer[l];
-        const struct tensor w[] = {p->w13, p->w2};
-        const long n[] = {2 * F * D, D * F};
-        json_put_real(o, NULL, t->model.x.k->expert_similarity(w, n, 2, E));
+        long local = model_local_layer(m, l);
+        double similarity = moe_alone(&m->x) ? 0 : NAN;
+        if (local >= 0 && moe_alone(&m->x) && m->grid.dp == 0 && m->grid.tp == 0) {
+            const struct tensor w[] = {m->p.layer[local].w13, m->p.layer[local].w2};
+            const long n[] = {2 * F * D, D * F};
+            similarity = m->x.k->expert_similarity(w, n, 2, E);
+        }
+        group_sum_f64(&m->grid.world, &similarity, 1);
+        json_put_real(o, NULL, similarity);
     }
     json_end(o, ']');
 }
@@ -174,4 +181,9 @@ void record_start(const struct trainer *t)
     }
     log_line("batch: %ld x %ld tokens in micro-batches of %ld; %ld steps", t->o.global_batch, t->o.S, t->model.o.B,
              t->o.train_steps);
+    const struct layout *l = &t->grid.layout;
+    if (t->grid.world.size > 1)
+        log_line("ranks: %ld = %ld stages x %ld data x %ld tensor; experts: %ld replicas x %ld expert x %ld slices; %s",
+                 t->grid.world.size, l->pp, l->dp, l->tp, l->dp * l->tp / (l->ep * l->etp), l->ep, l->etp,
+                 pipeline_kind_name(t->layout.schedule));
 }

@@ -1,25 +1,25 @@
 // One optimizer step.
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "comm/alive.h"
 #include "train/trainer.h"
 
 enum status step_init(struct trainer *t)
 {
-    size_t GB = (size_t)t->o.global_batch, S = (size_t)t->o.S, sources = (size_t)t->data.sources;
+    size_t own = (size_t)(t->rounds * t->model.o.B), S = (size_t)t->o.S, sources = (size_t)t->data.sources;
     size_t L = (size_t)t->config.L;
-    t->ints = malloc(4 * GB * S * sizeof *t->ints);
-    t->which = malloc(GB * sizeof *t->which);
+    t->ints = malloc(4 * own * S * sizeof *t->ints);
+    t->which = malloc(own * sizeof *t->which);
     t->losses = malloc((size_t)(t->model.o.B * t->model.o.S) * sizeof *t->losses);
-    t->source_sum = malloc(sources * sizeof *t->source_sum);
-    t->source_n = malloc(sources * sizeof *t->source_n);
+    t->sums = malloc((1 + 2 * sources) * sizeof *t->sums);
     t->result.source_loss = malloc(sources * sizeof *t->result.source_loss);
     t->result.alpha = malloc(L * sizeof *t->result.alpha);
     t->result.drop = malloc(L * sizeof *t->result.drop);
-    if (t->ints && t->which && t->losses && t->source_sum && t->source_n && t->result.source_loss && t->result.alpha &&
-        t->result.drop)
+    if (t->ints && t->which && t->losses && t->sums && t->result.source_loss && t->result.alpha && t->result.drop)
         return OK;
     return fail(ERR_MEMORY, "memory: a batch of %ld sequences of %ld tokens was refused (use smaller ones)",
                 t->o.global_batch, t->o.S);
@@ -30,20 +30,26 @@ void step_free(struct trainer *t)
     free(t->ints);
     free(t->which);
     free(t->losses);
-    free(t->source_sum);
-    free(t->source_n);
+    free(t->sums);
     free(t->result.source_loss);
     free(t->result.alpha);
     free(t->result.drop);
 }
 
-// Sequences [first, first + B) of the step's samples.
-static struct batch batch_of(const struct trainer *t, long first, long B)
+// The step's sequences that are this rank's number-th micro-batch: micro-batches go round the data-parallel ranks.
+static struct range micro_samples(const struct trainer *t, long number)
 {
-    long S = t->o.S, all = t->o.global_batch * S;
-    int *at = t->ints + first * S;
+    long B = t->model.o.B, first = (number * t->grid.layout.dp + t->grid.dp) * B, left = t->o.global_batch - first;
+    return (struct range){first, left < 0 ? 0 : left < B ? left : B};
+}
+
+// B sequences from the at-th of those this rank keeps.
+static struct batch batch_of(const struct trainer *t, long at, long B)
+{
+    long S = t->o.S, all = t->rounds * t->model.o.B * S;
+    int *to = t->ints + at * S;
     return (struct batch){
-        .B = B, .S = S, .token = at, .target = at + all, .position = at + 2 * all, .start = at + 3 * all};
+        .B = B, .S = S, .token = to, .target = to + all, .position = to + 2 * all, .start = to + 3 * all};
 }
 
 static enum status check_tokens(const struct trainer *t, const struct batch *b, long source)
@@ -58,53 +64,91 @@ static enum status check_tokens(const struct trainer *t, const struct batch *b, 
     return OK;
 }
 
-// Reads the step's samples; *targets = unmasked targets among them.
-static enum status read_samples(struct trainer *t, long *targets)
+// Reads this rank's samples of the step; t->targets = unmasked targets of the whole step.
+static enum status read_samples(struct trainer *t)
 {
-    *targets = 0;
-    for (long i = 0; i < t->o.global_batch; i++) {
-        struct batch b = batch_of(t, i, 1);
-        TRY(loader_sample(&t->data, t->state.samples + i, b.token, b.target, b.position, b.start, &t->which[i]));
-        TRY(check_tokens(t, &b, t->which[i]));
-        for (long s = 0; s < b.S; s++) *targets += b.target[s] >= 0;
+    t->targets = 0;
+    for (long m = 0; m < t->rounds; m++) {
+        struct range r = micro_samples(t, m);
+        for (long i = 0; i < r.count; i++) {
+            long at = m * t->model.o.B + i;
+            struct batch b = batch_of(t, at, 1);
+            TRY(loader_sample(&t->data, t->state.samples + r.first + i, b.token, b.target, b.position, b.start,
+                              &t->which[at]));
+            TRY(check_tokens(t, &b, t->which[at]));
+            for (long s = 0; s < b.S; s++) t->targets += b.target[s] >= 0;
+        }
     }
     return OK;
 }
 
-static void add_source_losses(struct trainer *t, const struct batch *b, long first)
+static void add_source_losses(struct trainer *t, const struct batch *b, long at)
 {
+    double *sum = t->sums + 1, *n = sum + t->data.sources;
     head_values(&t->model.x, t->losses, t->model.head.loss, b->B * b->S);
     for (long i = 0; i < b->B * b->S; i++) {
         if (b->target[i] < 0) continue;
-        long source = t->which[first + i / b->S];
-        t->source_sum[source] += (double)t->losses[i];
-        t->source_n[source]++;
+        long source = t->which[at + i / b->S];
+        sum[source] += (double)t->losses[i];
+        n[source]++;
     }
 }
 
-// Gradients of the whole step, and in *sum the CE over its unmasked targets.
-static enum status forward_backward(struct trainer *t, long targets, double *sum)
+// ---- what the pipeline asks for ----
+
+static struct batch give_batch(void *trainer, long number, double *aux_weight)
 {
-    *sum = 0;
-    if (t->replayed.given) TRY(routing_read(&t->replayed, t->result.step));
+    struct trainer *t = trainer;
+    long B = micro_samples(t, number).count;
+    *aux_weight = (double)B / (double)t->o.global_batch; // T_m / T_step
+    return batch_of(t, number * t->model.o.B, B);
+}
+
+static void before_forward(void *trainer, struct model *m, const struct micro *i, const struct batch *b)
+{
+    struct trainer *t = trainer;
+    if (t->replayed.given) routing_force(&t->replayed, m, micro_samples(t, i->number).first * b->S, b->B * b->S);
+}
+
+static enum status after_forward(void *trainer, const struct model *m, const struct micro *i, const struct batch *b)
+{
+    struct trainer *t = trainer;
+    if (t->routing.expert)
+        TRY(routing_write(&t->routing, m, i, t->result.step, micro_samples(t, i->number).first * b->S, b->B * b->S));
+    if (t->data.sources > 1 && model_ends(m, i->chunk) && m->grid.tp == 0)
+        add_source_losses(t, b, i->number * t->model.o.B);
+    return OK;
+}
+
+// Sums over the world: each number is told by the ranks that have a part of it.
+static void sum_losses(struct trainer *t, double own)
+{
+    bool tells = t->model.x.local.ends && t->grid.tp == 0;
+    double *sum = t->sums + 1, *n = sum + t->data.sources;
+    t->sums[0] = tells ? own : 0;
+    group_sum_f64(&t->grid.world, t->sums, 1 + 2 * t->data.sources);
+    t->result.loss = t->targets ? t->sums[0] / (double)t->targets : NAN;
+    for (long s = 0; s < t->data.sources; s++) t->result.source_loss[s] = n[s] > 0 ? sum[s] / n[s] : NAN;
+}
+
+// Gradients of the whole step, and its losses.
+static enum status forward_backward(struct trainer *t)
+{
+    double own;
+    if (t->replayed.given) TRY(agree(routing_read(&t->replayed, t->result.step)));
     model_zero_gradients(&t->model);
     balance_begin(&t->model);
-    for (long s = 0; s < t->data.sources; s++) {
-        t->source_sum[s] = 0;
-        t->source_n[s] = 0;
-    }
-    for (long first = 0; first < t->o.global_batch; first += t->model.o.B) {
-        long left = t->o.global_batch - first;
-        struct batch b = batch_of(t, first, left < t->model.o.B ? left : t->model.o.B);
-        double share = (double)b.B / (double)t->o.global_batch; // T_m / T_step
-        if (t->replayed.given) routing_force(&t->replayed, &t->model, first * b.S, b.B * b.S);
-        *sum += model_forward_backward(&t->model, &b, targets ? 1 / (double)targets : 0, share);
-        if (t->routing.expert) TRY(routing_write(&t->routing, &t->model, t->result.step, first * b.S, b.B * b.S));
-        if (t->data.sources > 1) add_source_losses(t, &b, first);
-    }
-    for (long s = 0; s < t->data.sources; s++)
-        t->result.source_loss[s] = t->source_n[s] ? t->source_sum[s] / (double)t->source_n[s] : NAN;
-    if (t->o.dump_gradients && t->state.step == t->started_step) TRY(gradients_write(t->o.dump_gradients, &t->model));
+    for (long i = 0; i < 1 + 2 * t->data.sources; i++) t->sums[i] = 0;
+    struct micro_source source = {.whom = t, .batch = give_batch, .before = before_forward, .forwarded = after_forward,
+                                  .loss_scale = t->targets ? 1 / (double)t->targets : 0};
+    TRY(pipeline_step(&t->engine, &source, &own));
+    alive_phase(PHASE_REDUCE);
+    zero_reduce(&t->zero);
+    sum_losses(t, own);
+    TRY(agree(balance_sum(&t->model)));
+    if (t->routing.expert) TRY(agree(routing_write_step(&t->routing)));
+    if (t->o.dump_gradients && t->state.step == t->started_step)
+        TRY(gradients_write(t->o.dump_gradients, &t->zero));
     return OK;
 }
 
@@ -119,21 +163,34 @@ static void summarise_balance(struct trainer *t)
     }
 }
 
+static enum status name_culprit(struct trainer *t)
+{
+    long i = zero_not_finite(&t->zero);
+    struct param_list all;
+    t->result.culprit[0] = '\0';
+    if (i < 0) return OK;
+    TRY(param_list_of(&all, &t->config, NULL));
+    snprintf(t->result.culprit, sizeof t->result.culprit, "%s", all.item[i].name);
+    param_list_free(&all);
+    return OK;
+}
+
 // What the optimizer does with the gradients, or why it leaves them.
-static void update(struct trainer *t)
+static enum status update(struct trainer *t)
 {
     struct step_result *r = &t->result;
-    r->norm = gradient_norm(&t->model);
+    r->norm = zero_norm(&t->zero);
     r->skipped = !isfinite(r->norm) || (t->o.skip_grad_norm > 0 && r->norm > t->o.skip_grad_norm);
-    r->culprit = isfinite(r->norm) ? NULL : gradient_not_finite(&t->model);
     if (r->skipped) {
         t->state.skipped_in_row++;
-        return;
+        return name_culprit(t);
     }
     t->state.skipped_in_row = 0;
     t->state.updates++;
-    optimizer_step(&t->optimizer, &t->model, r->lr, r->norm, t->state.updates);
+    alive_phase(PHASE_OPTIMIZER);
+    zero_update(&t->zero, optimizer_at(&t->optimizer, r->lr, r->norm, t->state.updates));
     balance_end(&t->model, &t->balance);
+    return OK;
 }
 
 static enum status too_many_skipped(const struct trainer *t)
@@ -141,7 +198,7 @@ static enum status too_many_skipped(const struct trainer *t)
     const struct step_result *r = &t->result;
     char path[PATH_LENGTH], kept[PATH_LENGTH + 64] = "no checkpoint was written";
     if (checkpoint_latest(path, t->o.output) == OK) snprintf(kept, sizeof kept, "%s is untouched", path);
-    if (r->culprit)
+    if (r->culprit[0])
         return fail(ERR_FORMAT, "step %ld: %ld steps in a row were skipped, the gradient of %s is not finite (%s; use "
                     "a lower --lr)", r->step, t->state.skipped_in_row, r->culprit, kept);
     return fail(ERR_FORMAT, "step %ld: %ld steps in a row were skipped, gradient norm %.4g is above --skip-grad-norm "
@@ -149,27 +206,42 @@ static enum status too_many_skipped(const struct trainer *t)
                 t->o.skip_grad_norm, kept);
 }
 
+// Seconds this process has waited for rows, gradients and weights of other ranks. Waiting for another stage is part of
+// the pipeline's bubble and not counted.
+static double waited_s(void)
+{
+    static const enum channel counted[] = {CHANNEL_DATA, CHANNEL_TENSOR, CHANNEL_EXPERT, CHANNEL_EXPERT_TENSOR,
+                                           CHANNEL_REPLICA, CHANNEL_PLANE, CHANNEL_TIED};
+    double sum = 0;
+    for (size_t i = 0; i < sizeof counted / sizeof *counted; i++) sum += transport_traffic(counted[i]).waited_s;
+    return sum;
+}
+
 enum status trainer_step(struct trainer *t)
 {
     struct step_result *r = &t->result;
-    double begin = seconds_now();
-    long targets, tokens = t->o.global_batch * t->o.S;
+    double begin = seconds_now(), waited = waited_s();
+    long tokens = t->o.global_batch * t->o.S;
     r->step = t->state.step + 1;
     r->lr = schedule_lr(&t->schedule, r->step);
-    TRY(read_samples(t, &targets));
-    double sum;
-    TRY(forward_backward(t, targets, &sum));
-    r->loss = targets ? sum / (double)targets : NAN;
+    alive_step(r->step);
+    alive_phase(PHASE_LOAD);
+    TRY(agree(read_samples(t)));
+    group_sum_long(&t->grid.data, &t->targets, 1);
+    TRY(forward_backward(t));
     summarise_balance(t);
-    update(t);
+    TRY(agree(update(t)));
 
+    r->exposed = waited_s() - waited;
+    group_sum_f64(&t->grid.world, &r->exposed, 1);
+    r->exposed /= (double)t->grid.world.size;
     t->state.step++;
     t->state.samples += t->o.global_batch;
     t->state.tokens += tokens;
     r->seconds = seconds_now() - begin;
     t->state.seconds += r->seconds;
     r->tflops = config_train_flops_per_token(&t->config, t->o.S) * (double)tokens / r->seconds * 1e-12;
-    TRY(record_step(t));
-    if (t->state.skipped_in_row >= t->o.max_skipped) return too_many_skipped(t);
+    TRY(agree(record_step(t)));
+    if (t->state.skipped_in_row >= t->o.max_skipped) return agree(too_many_skipped(t));
     return OK;
 }

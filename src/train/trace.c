@@ -1,6 +1,7 @@
 #include "train/trace.h"
 
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,32 +13,38 @@ enum { CHUNK = 1 << 16 }; // elements that pass through the host at a time
 
 // ---- gradients ----
 
-static bool has_gradient(const struct param *p)
-{
-    return !p->kind->counted;
-}
-
-static enum status write_gradient(struct safetensors_writer *w, const struct model *m, const struct param *p)
+static enum status write_piece(struct placed_file *file, const struct zero *z, const struct zero_piece *p)
 {
     static double raw[CHUNK]; // room for either type
     static float values[CHUNK];
-    long size = dtype_size(m->x.k->acc), elements = p->rows * p->columns;
-    for (long at = 0; at < elements; at += CHUNK) {
-        long n = elements - at < CHUNK ? elements - at : CHUNK;
-        m->x.k->to_host(raw, (const char *)p->grad + at * size, n * size);
-        floats_from_values(values, raw, m->x.k->acc, n);
-        TRY(safetensors_write_data(w, values, n * (long)sizeof *values));
+    const struct kernels *k = z->m->x.k;
+    for (long i = 0, n; i < p->n; i += n) {
+        long run, at = param_global(p->param, p->from + i, &run);
+        n = run < p->n - i ? run : p->n - i;
+        if (n > CHUNK) n = CHUNK;
+        k->to_host(raw, acc_at(&z->m->x, zero_gradient(z, p), i), n * dtype_size(k->acc));
+        floats_from_values(values, raw, k->acc, n);
+        TRY(placed_file_write(file, p->param->name, values, at * (long)sizeof *values, n * (long)sizeof *values));
     }
     return OK;
 }
 
-static enum status write_gradients(const char *path, const struct model *m, struct tensor_plan *plan)
+static enum status write_pieces(const char *path, const struct tensor_plan *plan, long n, const struct zero *z)
 {
-    struct safetensors_writer w;
+    struct placed_file file;
+    TRY(placed_file_open(&file, path, plan, n));
+    enum status status = OK;
+    for (const struct zero_piece *p = z->piece; p < z->piece + z->pieces && status == OK; p++)
+        if (p->owned) status = write_piece(&file, z, p);
+    return placed_file_close(&file, status);
+}
+
+static enum status write_gradients(const char *path, struct tensor_plan *plan, const struct param_list *list,
+                                   const struct zero *z)
+{
     long n = 0;
-    uint64_t hash;
-    for (const struct param *p = m->params.item; p < m->params.item + m->params.n; p++) {
-        if (!has_gradient(p)) continue;
+    for (const struct param *p = list->item; p < list->item + list->n; p++) {
+        if (p->kind->counted) continue;
         struct tensor_plan *t = &plan[n++];
         memcpy(t->name, p->name, sizeof p->name);
         t->dtype = F32;
@@ -45,24 +52,24 @@ static enum status write_gradients(const char *path, const struct model *m, stru
         t->shape[0] = p->rows;
         t->shape[1] = p->columns;
     }
-    TRY(safetensors_write_open(&w, path, plan, n));
-    enum status status = OK;
-    for (const struct param *p = m->params.item; p < m->params.item + m->params.n && status == OK; p++)
-        if (has_gradient(p)) status = write_gradient(&w, m, p);
-    if (status == OK) return safetensors_write_commit(&w, &hash);
-    safetensors_write_abort(&w);
-    return status;
+    bool first = transport_rank() == 0;
+    TRY(agree(first ? placed_file_make(path, plan, n) : OK));
+    TRY(agree(write_pieces(path, plan, n, z)));
+    return agree(first ? placed_file_finish(path) : OK);
 }
 
-enum status gradients_write(const char *folder, const struct model *m)
+enum status gradients_write(const char *folder, const struct zero *z)
 {
     char path[PATH_LENGTH];
-    TRY(folder_make(folder));
-    TRY(path_join(path, folder, "gradients.safetensors"));
-    struct tensor_plan *plan = calloc((size_t)m->params.n, sizeof *plan);
-    if (!plan) return fail(ERR_MEMORY, "memory: a table of %ld tensors was refused (free some memory)", m->params.n);
-    enum status status = write_gradients(path, m, plan);
+    struct param_list list;
+    TRY(agree(transport_rank() == 0 ? folder_make(folder) : OK));
+    TRY(agree(path_join(path, folder, "gradients.safetensors")));
+    TRY(agree(param_list_of(&list, &z->m->c, NULL)));
+    struct tensor_plan *plan = calloc((size_t)list.n, sizeof *plan);
+    enum status status = agree(plan ? OK : fail(ERR_MEMORY, "memory: a table of %ld tensors was refused", list.n));
+    if (status == OK) status = write_gradients(path, plan, &list, z);
     free(plan);
+    param_list_free(&list);
     return status;
 }
 
@@ -73,8 +80,10 @@ static void writer_free(struct routing_writer *w)
     free(w->expert);
     free(w->row);
     free(w->weight);
+    free(w->text);
     w->expert = w->row = NULL;
     w->weight = NULL;
+    w->text = NULL;
 }
 
 enum status routing_write_open(struct routing_writer *w, const char *path, const struct model *m)
@@ -82,53 +91,100 @@ enum status routing_write_open(struct routing_writer *w, const char *path, const
     size_t n = (size_t)(m->o.B * m->o.S * m->c.K);
     *w = (struct routing_writer){.expert = malloc(n * sizeof *w->expert), .row = malloc(n * sizeof *w->row),
                                  .weight = malloc(n * sizeof *w->weight)};
-    enum status status = w->expert && w->row && w->weight ? output_open(&w->out, path)
+    enum status status = w->expert && w->row && w->weight ? OK
                        : fail(ERR_MEMORY, "memory: the routing of a micro-batch was refused (use a smaller one)");
+    if (status == OK && transport_rank() == 0) status = output_open(&w->out, path);
     if (status != OK) writer_free(w);
     return status;
 }
 
-// Weights with the nine digits that tell every float from its neighbours.
-static enum status write_token(struct routing_writer *w, long i, long K)
+static enum status grow(struct routing_writer *w, long bytes)
 {
-    TRY(output_print(&w->out, "\"experts\":["));
-    for (long k = 0; k < K; k++) TRY(output_print(&w->out, "%s%d", k ? "," : "", w->expert[i * K + k]));
-    TRY(output_print(&w->out, "],\"weights\":["));
-    for (long k = 0; k < K; k++) TRY(output_print(&w->out, "%s%.9g", k ? "," : "", (double)w->weight[i * K + k]));
-    TRY(output_print(&w->out, "],\"dropped\":["));
-    for (long k = 0; k < K; k++)
-        TRY(output_print(&w->out, "%s%s", k ? "," : "", w->row[i * K + k] < 0 ? "true" : "false"));
-    return output_print(&w->out, "]}\n");
+    if (w->room - w->used >= bytes) return OK;
+    long room = 2 * w->room + bytes;
+    char *text = realloc(w->text, (size_t)room);
+    if (!text) return fail(ERR_MEMORY, "memory: the routing of a step was refused (use a smaller batch)");
+    w->text = text;
+    w->room = room;
+    return OK;
 }
 
-enum status routing_write(struct routing_writer *w, const struct model *m, long step, long first, long T)
+static void put(struct routing_writer *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void put(struct routing_writer *w, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    w->used += vsnprintf(w->text + w->used, (size_t)(w->room - w->used), format, arguments);
+    va_end(arguments);
+    CHECK(w->used < w->room);
+}
+
+// Weights with the nine digits that tell every float from its neighbours.
+static void put_token(struct routing_writer *w, long i, long K)
+{
+    put(w, "\"experts\":[");
+    for (long k = 0; k < K; k++) put(w, "%s%d", k ? "," : "", w->expert[i * K + k]);
+    put(w, "],\"weights\":[");
+    for (long k = 0; k < K; k++) put(w, "%s%.9g", k ? "," : "", (double)w->weight[i * K + k]);
+    put(w, "],\"dropped\":[");
+    for (long k = 0; k < K; k++) put(w, "%s%s", k ? "," : "", w->row[i * K + k] < 0 ? "true" : "false");
+    put(w, "]}\n");
+}
+
+enum status routing_write(struct routing_writer *w, const struct model *m, const struct micro *i, long step, long first,
+                          long T)
 {
     const struct kernels *k = m->x.k;
-    long K = m->c.K;
+    struct range own = own_tokens(&m->x, T), layers = chunk_layers(&m->c, &m->grid, i->chunk);
+    long K = m->c.K, most = 128 + 48 * K; // bytes of a line
     CHECK(k->acc == F32);
-    for (long l = 0; l < m->c.L; l++) {
-        const struct moe_saved *s = &m->saved[l].moe;
-        k->to_host(w->expert, s->expert, T * K * (long)sizeof *w->expert);
-        k->to_host(w->row, s->row, T * K * (long)sizeof *w->row);
-        k->to_host(w->weight, s->weight, T * K * (long)sizeof *w->weight);
-        for (long t = 0; t < T; t++) {
-            TRY(output_print(&w->out, "{\"step\":%ld,\"layer\":%ld,\"token\":%ld,", step, l, first + t));
-            TRY(write_token(w, t, K));
+    TRY(grow(w, layers.count * own.count * most + 1));
+    for (long l = layers.first; l < layers.first + layers.count; l++) {
+        const struct layer_slots *slots = &m->slots[model_local_layer(m, l)];
+        const struct moe_saved *s = &slots->saved[i->number % slots->saved_n].moe;
+        k->to_host(w->expert, s->expert, own.count * K * (long)sizeof *w->expert);
+        k->to_host(w->row, s->row, own.count * K * (long)sizeof *w->row);
+        k->to_host(w->weight, s->weight, own.count * K * (long)sizeof *w->weight);
+        for (long t = 0; t < own.count; t++) {
+            put(w, "{\"step\":%ld,\"layer\":%ld,\"token\":%ld,", step, l, first + own.first + t);
+            put_token(w, t, K);
         }
     }
     return OK;
 }
 
+// Rank 0 takes the others' lines in their order.
+enum status routing_write_step(struct routing_writer *w)
+{
+    struct group world = group_of("world", CHANNEL_WORLD, 0, 1, transport_ranks(), transport_rank());
+    enum status status = OK;
+    if (world.rank == 0) status = output_write(&w->out, w->text, w->used);
+    for (long r = 1; r < world.size; r++) {
+        long bytes = world.rank == r ? w->used : 0;
+        group_sum_long(&world, &bytes, 1);
+        if (world.rank == 0) {
+            w->used = 0;
+            if (grow(w, bytes + 1) != OK) transport_end("%s", fail_message());
+        }
+        struct message m = {world.rank == 0 ? r : 0, w->text, bytes};
+        if (world.rank == 0) transfer_wait(transfer_start(CHANNEL_WORLD, NULL, 0, &m, 1));
+        if (world.rank == r) transfer_wait(transfer_start(CHANNEL_WORLD, &m, 1, NULL, 0));
+        if (world.rank == 0 && status == OK) status = output_write(&w->out, w->text, bytes);
+    }
+    w->used = 0;
+    return status;
+}
+
 enum status routing_write_close(struct routing_writer *w)
 {
     writer_free(w);
-    return output_commit(&w->out, NULL);
+    return transport_rank() == 0 ? output_commit(&w->out, NULL) : OK;
 }
 
 void routing_write_abort(struct routing_writer *w)
 {
     writer_free(w);
-    output_abort(&w->out);
+    if (transport_rank() == 0) output_abort(&w->out);
 }
 
 // ---- routing in ----
@@ -230,9 +286,10 @@ enum status routing_read(struct routing_reader *r, long step)
 
 void routing_force(const struct routing_reader *r, struct model *m, long first, long T)
 {
-    for (long l = 0; l < r->L; l++) {
+    for (long l = 0; l < m->x.local.L; l++) {
+        long layer = m->slots[l].layer;
         int *to = m->given + l * m->o.B * m->o.S * r->K;
-        m->x.k->from_host(to, r->given + (l * r->T + first) * r->K, T * r->K * (long)sizeof *to);
-        m->balance[l].given = to;
+        m->x.k->from_host(to, r->given + (layer * r->T + first) * r->K, T * r->K * (long)sizeof *to);
+        m->balance[layer].given = to;
     }
 }

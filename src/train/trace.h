@@ -4,23 +4,29 @@
 #define SKYMOE_TRAIN_TRACE_H
 
 #include "base/files.h"
-#include "model/model.h"
+#include "parallel/zero.h"
 
-// FOLDER/gradients.safetensors: every gradient of m in f32 under its parameter's name.
-MUST_USE enum status gradients_write(const char *folder, const struct model *m);
+// FOLDER/gradients.safetensors: every gradient of the model in f32 under its parameter's name, from the ranks that own
+// them. All ranks call, and fail together.
+MUST_USE enum status gradients_write(const char *folder, const struct zero *z);
 
 // ---- routing, one JSON object a line: {step, layer, token, experts, weights, dropped} ----
 //
 // token counts through the step's samples: sample * S + position, so that a line means the same in every layout.
 
 struct routing_writer {
-    struct output out;
+    struct output out;   // of rank 0, which writes what all route
+    char *text;          // lines of the present step
+    long used, room;
     int *expert, *row;   // [T K] host
     float *weight;       // [T K]
 };
 MUST_USE enum status routing_write_open(struct routing_writer *w, const char *path, const struct model *m);
-// After a micro-batch's forward, whose first token is `first` of the step.
-MUST_USE enum status routing_write(struct routing_writer *w, const struct model *m, long step, long first, long T);
+// After a micro-batch's forward through a chunk; its first token is `first` of the step.
+MUST_USE enum status routing_write(struct routing_writer *w, const struct model *m, const struct micro *i, long step,
+                                   long first, long T);
+// After the last of a step. All ranks call.
+MUST_USE enum status routing_write_step(struct routing_writer *w);
 MUST_USE enum status routing_write_close(struct routing_writer *w); // the file appears
 void routing_write_abort(struct routing_writer *w);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "comm/alive.h"
 
 static volatile sig_atomic_t stop_requested;
 
@@ -77,16 +78,38 @@ static enum status open_validation(struct trainer *t)
     return OK;
 }
 
-static enum status check_memory(const struct trainer *t, const struct model_options *mo)
+static void layer_done(void *zero, long local_layer)
 {
-    struct model_bytes b;
-    TRY(model_measure(&b, &t->config, mo));
-    double gib = 1L << 30;
-    double planned = ((double)b.parameters + (double)b.gradients + (double)b.optimizer + (double)b.saved +
-                      (double)b.scratch + 16.0 * (double)t->o.global_batch * (double)t->o.S) / gib;
+    zero_layer(zero, local_layer);
+}
+
+// The model as this rank holds it, which has its slots from the schedule.
+static struct model_options model_options_of(const struct trainer *t)
+{
+    struct model_options mo = train_model_options(&t->o);
+    mo.grid = &t->grid;
+    mo.slots = t->slots;
+    mo.recompute = t->layout.recompute;
+    mo.recompute_layers = t->layout.recompute_layers ? t->layout.recompute_layers[t->grid.pp] : -1;
+    return mo;
+}
+
+static enum status check_memory(const struct trainer *t, const struct model_options *mo, const struct zero_options *zo)
+{
+    struct model m;
+    struct zero_bytes zb;
+    TRY(model_outline(&m, &t->config, mo));
+    struct model_bytes b = {m.parameters.peak, m.gradients.peak, m.activations.peak, m.scratch_arena.peak};
+    enum status status = zero_measure(&zb, &m, zo);
+    model_free(&m);
+    TRY(status);
+    long messages = pipeline_message_bytes(mo, &t->config, &t->engine.schedule);
+    double gib = 1L << 30, other = (double)b.scratch + (double)zb.room + (double)messages;
+    double planned = ((double)b.parameters + (double)b.gradients + (double)zb.optimizer + (double)b.saved + other +
+                      16.0 * (double)(t->rounds * mo->B) * (double)t->o.S) / gib;
     log_line("memory: %.2f GiB planned (parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f, "
-             "scratch %.2f)", planned, (double)b.parameters / gib, (double)b.gradients / gib, (double)b.optimizer / gib,
-             (double)b.saved / gib, (double)b.scratch / gib);
+             "scratch %.2f)", planned, (double)b.parameters / gib, (double)b.gradients / gib,
+             (double)zb.optimizer / gib, (double)b.saved / gib, other / gib);
     if (t->o.memory_limit_gib > 0 && planned > t->o.memory_limit_gib)
         return fail(ERR_CONFIG, "--memory-limit-gib %g: %.2f GiB are planned, %.2f GiB too much (use a smaller "
                     "micro-batch or --recompute full)", t->o.memory_limit_gib, planned,
@@ -95,42 +118,43 @@ static enum status check_memory(const struct trainer *t, const struct model_opti
 }
 
 // Weights as they are in the folder: masters keep the precision that bf16 values lose.
-static void read_masters(struct model *m, const struct model_folder *f)
+static void read_masters(struct zero *z, const struct model_folder *f)
 {
     enum { CHUNK = 1 << 16 };
     static float buffer[CHUNK];
-    long i = 0;
-    for (const struct param *p = m->params.item; p < m->params.item + m->params.n; p++) {
-        long n = p->rows * p->columns;
-        if (!model_folder_has(f, i, p)) continue;
-        for (long from = 0; p->master && from < n; from += CHUNK) {
-            long piece = n - from < CHUNK ? n - from : CHUNK;
-            model_folder_read(buffer, f, i, from, piece);
-            m->x.k->from_host((float *)p->master + from, buffer, piece * (long)sizeof *buffer);
+    for (const struct zero_piece *p = z->piece; p < z->piece + z->pieces; p++) {
+        long i = p->master ? model_folder_find(f, p->param, 0) : -1;
+        for (long at = 0, n; i >= 0 && at < p->n; at += n) {
+            long from = param_global(p->param, p->from + at, &n);
+            n = n < p->n - at ? n : p->n - at;
+            if (n > CHUNK) n = CHUNK;
+            model_folder_read(buffer, f, i, from, n);
+            z->m->x.k->from_host(acc_at(&z->m->x, p->master, at), buffer, n * (long)sizeof *buffer);
         }
-        i++;
     }
 }
 
 static enum status init_from_folder(struct trainer *t, const struct model_folder *f)
 {
-    TRY(model_folder_load(&t->model, f));
-    read_masters(&t->model, f);
+    TRY(agree(model_folder_load(&t->model, f)));
+    read_masters(&t->zero, f);
     balance_from_model(&t->model);
     return OK;
 }
 
 static enum status load_state(struct trainer *t, const char *checkpoint)
 {
-    TRY(checkpoint_load(&t->model, &t->state, checkpoint));
+    TRY(checkpoint_load(&t->zero, &t->state, checkpoint));
     balance_from_state(&t->model, &t->state);
     if (t->o.data_restart) t->state.samples = 0;
     return OK;
 }
 
+// Rank 0 makes it; what the others cannot see they could not resume from.
 static enum status make_run_folder(struct trainer *t)
 {
     char path[PATH_LENGTH], *text;
+    if (transport_rank() > 0) return OK;
     TRY(folder_make(t->o.output));
     TRY(path_join(path, t->o.output, "settings.conf"));
     TRY(file_write(path, t->settings, (long)strlen(t->settings)));
@@ -140,6 +164,13 @@ static enum status make_run_folder(struct trainer *t)
     free(text);
     TRY(status);
     return metrics_open(&t->metrics, t->o.output, t->state.step);
+}
+
+static enum status see_run_folder(const struct trainer *t)
+{
+    if (path_exists(t->o.output)) return OK;
+    return fail(ERR_IO, "--output %s: not seen by rank %ld on %s (every host must see it)", t->o.output,
+                transport_rank(), transport_host(transport_rank()));
 }
 
 static enum status dump_settings(struct trainer *t)
@@ -154,6 +185,70 @@ static enum status dump_settings(struct trainer *t)
                             (long)sizeof t->settings);
 }
 
+// ---- who does what ----
+
+enum status (*trainer_choose_split)(struct run_layout *l, const struct config *c, const struct train_options *o);
+
+static enum status make_layout(struct trainer *t)
+{
+    TRY(run_layout_make(&t->layout, &t->o.layout, &t->config, transport_ranks()));
+    if (t->layout.best_layers || t->layout.best_recompute) {
+        if (!trainer_choose_split)
+            return fail(ERR_CONFIG, "--layer-split auto: there is no planner here (give a list)");
+        TRY(trainer_choose_split(&t->layout, &t->config, &t->o));
+    }
+    t->grid = grid_of(&t->layout.layout, transport_rank());
+    return OK;
+}
+
+static enum status make_schedule(struct trainer *t)
+{
+    const struct layout *l = &t->layout.layout;
+    long B = t->o.micro_batch < t->o.global_batch ? t->o.micro_batch : t->o.global_batch;
+    long all = (t->o.global_batch + B - 1) / B;
+    t->rounds = (all + l->dp - 1) / l->dp;
+    struct pipeline p = {.kind = t->layout.schedule, .stages = l->pp, .chunks = l->virtual_stages,
+                         .micro_batches = t->rounds};
+    if (l->pp == 1 && l->virtual_stages > 1)
+        return fail(ERR_CONFIG, "--virtual-stages %ld: there is one stage (raise --pipeline-parallel-size)",
+                    l->virtual_stages);
+    TRY(pipeline_check(&p));
+    TRY(pipeline_schedule_make(&t->engine.schedule, &p, t->grid.pp));
+    t->slots = calloc((size_t)l->virtual_stages, sizeof *t->slots);
+    if (!t->slots) return fail(ERR_MEMORY, "memory: a list of %ld chunks was refused", l->virtual_stages);
+    for (long v = 0; v < l->virtual_stages; v++) {
+        const struct pipeline_slots *s = &t->engine.schedule.slots[v];
+        t->slots[v] = (struct model_slots){s->saved, s->backward, s->weight};
+    }
+    return OK;
+}
+
+// ---- the same job on every host ----
+
+static uint64_t hash_of_program(void)
+{
+    struct file_map map;
+    if (file_map_open(&map, "/proc/self/exe") != OK) return 0;
+    uint64_t hash = xxh3(map.data, map.bytes);
+    file_map_close(&map);
+    return hash;
+}
+
+static enum status check_same(const struct trainer *t)
+{
+    enum { PROGRAM, SETTINGS, KINDS };
+    static const char *const what[KINDS] = {"the program is another one than on rank 0 (install the same on every host)",
+                                            "its settings differ from rank 0's (start all ranks alike)"};
+    uint64_t own[KINDS] = {hash_of_program(), xxh3(t->settings, (long)strlen(t->settings))}, first[KINDS];
+    struct group world = t->grid.world;
+    memcpy(first, own, sizeof first);
+    group_broadcast(&world, first, sizeof first);
+    for (int i = 0; i < KINDS; i++)
+        if (own[i] != first[i])
+            return fail(ERR_CONFIG, "rank %ld on %s: %s", transport_rank(), transport_host(transport_rank()), what[i]);
+    return OK;
+}
+
 // Everything that can be wrong is found here, before memory is reserved and before anything is written.
 // `from`: the folder with the weights, NULL for random ones.
 static enum status prepare(struct trainer *t, const bool *set, const char *from)
@@ -162,6 +257,8 @@ static enum status prepare(struct trainer *t, const bool *set, const char *from)
     TRY(train_options_resolve(&t->o, set, &t->config));
     TRY(config_write(&text, &t->config)); // can the architecture say it?
     free(text);
+    TRY(make_layout(t));
+    TRY(make_schedule(t));
     TRY(dump_settings(t));
     t->schedule = train_schedule(&t->o);
     t->optimizer = train_optimizer(&t->o);
@@ -173,26 +270,46 @@ static enum status prepare(struct trainer *t, const bool *set, const char *from)
 
 static enum status build(struct trainer *t)
 {
-    struct model_options mo = train_model_options(&t->o);
-    TRY(check_memory(t, &mo));
+    struct model_options mo = model_options_of(t);
+    struct zero_options zo = {.spread = t->o.layout.zero != 0};
+    TRY(check_memory(t, &mo, &zo));
     TRY(model_init(&t->model, &t->config, &mo));
+    TRY(zero_init(&t->zero, &t->model, &zo));
+    struct pipeline_schedule schedule = t->engine.schedule;
+    TRY(pipeline_init(&t->engine, &t->model, &schedule));
+    t->model.layer_done = layer_done;
+    t->model.whom = &t->zero;
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) t->model.balance[l].alpha = t->balance.alpha_max;
     TRY(balance_state_init(&t->state, &t->model, &t->balance));
     t->state.samples = t->o.data_skip; // a resumed run reads its own below
     return step_init(t);
 }
 
-static enum status open_resumed(struct trainer *t, const bool *set)
+// What all ranks must have found right before the first of them reserves memory.
+static enum status prepare_and_build(struct trainer *t, const bool *set, const char *from)
 {
-    char checkpoint[PATH_LENGTH], *text;
+    TRY(agree(prepare(t, set, from)));
+    TRY(agree(check_same(t)));
+    return t->o.print_grid ? OK : agree(build(t));
+}
+
+static enum status read_resumed(struct trainer *t, const bool *set, char checkpoint[PATH_LENGTH])
+{
+    char *text;
     TRY(checkpoint_latest(checkpoint, t->o.output));
     TRY(checkpoint_settings(&text, checkpoint));
     enum status status = train_options_resume(&t->o, set, text, checkpoint);
     free(text);
     TRY(status);
-    TRY(config_read(&t->config, checkpoint));
-    TRY(prepare(t, NULL, checkpoint));
-    TRY(build(t));
+    return config_read(&t->config, checkpoint);
+}
+
+static enum status open_resumed(struct trainer *t, const bool *set)
+{
+    char checkpoint[PATH_LENGTH];
+    TRY(agree(read_resumed(t, set, checkpoint)));
+    TRY(prepare_and_build(t, NULL, checkpoint));
+    if (t->o.print_grid) return OK;
     TRY(load_state(t, checkpoint));
     log_line("resumed: %s", checkpoint);
     return OK;
@@ -201,39 +318,44 @@ static enum status open_resumed(struct trainer *t, const bool *set)
 static enum status open_from_folder(struct trainer *t, const bool *set, const struct model_folder *f)
 {
     t->config = f->config;
-    TRY(prepare(t, set, t->o.init));
-    TRY(build(t));
-    return init_from_folder(t, f);
+    TRY(prepare_and_build(t, set, t->o.init));
+    return t->o.print_grid ? OK : init_from_folder(t, f);
 }
 
 static enum status open_new(struct trainer *t, const bool *set)
 {
-    TRY(check_folder(&t->o));
+    TRY(agree(t->o.print_grid ? OK : check_folder(&t->o)));
     if (t->o.init) {
         struct model_folder f;
-        TRY(model_folder_open(&f, t->o.init));
-        enum status status = open_from_folder(t, set, &f);
-        model_folder_close(&f);
+        enum status opened = model_folder_open(&f, t->o.init), status = agree(opened);
+        if (status == OK) status = open_from_folder(t, set, &f);
+        if (opened == OK) model_folder_close(&f);
         return status;
     }
-    TRY(config_read(&t->config, t->o.model));
-    TRY(prepare(t, set, NULL));
-    TRY(build(t));
-    model_init_weights(&t->model, t->o.seed, t->o.init_std, t->o.router_init_std);
+    TRY(agree(config_read(&t->config, t->o.model)));
+    TRY(prepare_and_build(t, set, NULL));
+    if (t->o.print_grid) return OK;
+    struct init_rule rule = {t->o.seed, t->o.init_std, t->o.router_init_std};
+    model_init_weights(&t->model, &rule);
+    zero_init_masters(&t->zero, &rule);
     return OK;
 }
 
 static enum status open_all(struct trainer *t, const bool *set)
 {
-    TRY(train_options_check(&t->o));
+    transport_patience(t->o.comm_timeout);
+    TRY(agree(train_options_check(&t->o)));
     t->o.eval_required = t->o.eval_interval && train_option_given(set, "eval-interval");
     TRY(t->o.resume ? open_resumed(t, set) : open_new(t, set));
+    if (t->o.print_grid) return OK;
     t->started_step = t->state.step;
     record_start(t);
     if (t->o.replay_routing)
-        TRY(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S));
-    TRY(make_run_folder(t));
-    return t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK;
+        TRY(agree(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S)));
+    TRY(agree(make_run_folder(t)));
+    TRY(agree(see_run_folder(t)));
+    TRY(alive_open(t->o.output));
+    return agree(t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK);
 }
 
 enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set)
@@ -249,9 +371,14 @@ void trainer_close(struct trainer *t)
     if (t->routing.expert) routing_write_abort(&t->routing); // what a failed run has routed is no whole file
     routing_read_close(&t->replayed);
     if (t->metrics.jsonl >= 0) metrics_close(&t->metrics);
+    alive_close();
     step_free(t);
     balance_state_free(&t->state);
+    pipeline_free(&t->engine);
+    zero_free(&t->zero);
     model_free(&t->model);
+    free(t->slots);
+    run_layout_free(&t->layout);
     if (t->text.model) tokenizer_close(&t->text);
     if (t->valid.source) loader_close(&t->valid);
     if (t->data.source) loader_close(&t->data);
@@ -263,15 +390,17 @@ enum status trainer_evaluate(struct trainer *t)
 {
     struct evaluation e;
     double begin = seconds_now();
-    TRY(evaluate_loss(&e, &t->model, &t->valid, t->text.model ? &t->text : NULL, t->o.eval_tokens));
-    return record_evaluation(t, &e, seconds_now() - begin);
+    alive_phase(PHASE_EVALUATE);
+    TRY(evaluate_loss(&e, &t->model, &t->valid, t->text.model ? &t->text : NULL, t->o.eval_tokens, pipeline_loss));
+    return agree(record_evaluation(t, &e, seconds_now() - begin));
 }
 
 enum status trainer_save(struct trainer *t)
 {
     balance_to_state(&t->state, &t->model);
     double begin = seconds_now();
-    TRY(checkpoint_save(t->o.output, &t->model, &t->state, t->settings, t->tokenizer[0] ? t->tokenizer : NULL,
+    alive_phase(PHASE_SAVE);
+    TRY(checkpoint_save(t->o.output, &t->zero, &t->state, t->settings, t->tokenizer[0] ? t->tokenizer : NULL,
                         t->o.keep));
     log_line("step %ld: saved %s/step-%06ld, %.1f s", t->state.step, t->o.output, t->state.step, seconds_now() - begin);
     return OK;
@@ -290,7 +419,15 @@ static void say_first_drops(const struct trainer *t)
 
 static enum status close_routing(struct trainer *t)
 {
-    return t->routing.expert ? routing_write_close(&t->routing) : OK;
+    return agree(t->routing.expert ? routing_write_close(&t->routing) : OK);
+}
+
+// Whether any rank was asked to stop: a signal reaches them at different times.
+static bool stop_agreed(const struct trainer *t)
+{
+    long asked = stop_requested;
+    group_max_long(&t->grid.world, &asked, 1);
+    return asked != 0;
 }
 
 enum status trainer_run(struct trainer *t)
@@ -302,7 +439,7 @@ enum status trainer_run(struct trainer *t)
     while (t->state.step < t->o.train_steps) {
         TRY(trainer_step(t));
         long step = t->state.step;
-        bool last = step >= t->o.train_steps, stop = stop_requested && !last;
+        bool last = step >= t->o.train_steps, stop = stop_agreed(t) && !last;
         if (step == 1 && t->o.init && t->model.balance) say_first_drops(t);
         if (step % t->o.log_interval == 0 || last || step == t->started_step + 1) record_progress(t);
         if (t->evaluates && !stop && (last || step % t->o.eval_interval == 0)) TRY(trainer_evaluate(t));

@@ -6,6 +6,8 @@
 
 #include "base/metrics.h"
 #include "eval/evaluate.h"
+#include "parallel/pipeline.h"
+#include "parallel/zero.h"
 #include "train/options.h"
 #include "train/trace.h"
 
@@ -16,9 +18,10 @@ struct step_result {
     double aux_loss;      // sum over layers of alpha L_aux + coefficient * L_z
     double lr, norm;
     bool skipped;
-    const char *culprit;  // skipped because of this tensor's gradient; NULL: because of the norm's size
+    char culprit[96];     // skipped because of this tensor's gradient; "": because of the norm's size
     double seconds;
     double tflops;
+    double exposed;       // seconds spent waiting for other ranks' rows, gradients and weights; mean over ranks
     double *source_loss;  // [sources], NaN where the step had no sample of it
     double *alpha, *drop; // [L] of MoE layers: coefficient used in this step, drop rate
 };
@@ -31,18 +34,24 @@ struct trainer {
     struct optimizer optimizer;
     struct balance_rule balance;
     struct config config;
+    struct run_layout layout;
+    struct grid grid;
+    struct model_slots *slots;   // [virtual stages]
     struct model model;
+    struct zero zero;
+    struct pipeline_engine engine;
+    long rounds;                 // micro-batches of a step on each data-parallel rank; the last may have no tokens
+    long targets;                // unmasked in the present step
     struct loader data, valid;
     bool evaluates;              // validation data is open
     struct tokenizer text;       // for bits per byte; model NULL without
     struct training_state state;
     struct metrics metrics;
     struct step_result result;
-    int *ints;                   // one step's samples: token, target, position, start
-    long *which;                 // [global batch] source of each sample
+    int *ints;                   // one step's samples of this rank [rounds, B]: token, target, position, start
+    long *which;                 // [rounds, B] source of each sample
     float *losses;               // [T] of one micro-batch, for losses per source
-    double *source_sum;          // [sources]
-    long *source_n;              // [sources]
+    double *sums;                // [1 + 2 sources] of the step: CE; of each source CE, and unmasked targets
     struct routing_writer routing;  // --dump-routing; expert NULL without
     struct routing_reader replayed; // --replay-routing; given NULL without
     double started;              // when this process began to train
@@ -50,9 +59,16 @@ struct trainer {
 };
 
 // Reads model, data and, with --resume, the newest checkpoint; makes the run folder. `set` tells which options were
-// given. Everything is checked before anything large is reserved or written. On failure nothing is held.
+// given. Everything is checked before anything large is reserved or written. On failure nothing is held. All ranks of a
+// job call; they fail together, with one sentence.
 MUST_USE enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set);
 void trainer_close(struct trainer *t);
+
+// The planner's choice for --layer-split auto and --recompute-layers auto; the program sets it (train knows no planner).
+extern enum status (*trainer_choose_split)(struct run_layout *l, const struct config *c, const struct train_options *o);
+
+// What --print-grid prints, to stdout.
+void trainer_print_grid(const struct trainer *t);
 
 // Until --train-steps or until a stop is asked for, with evaluations and checkpoints on the way and one at the end.
 MUST_USE enum status trainer_run(struct trainer *t);

@@ -359,7 +359,7 @@ enum status upcycle(struct upcycle_result *r, const struct model_folder *from, c
                           .G = o->method == UPCYCLE_GRANULAR ? o->granular : 1};
     struct upcycle_result result = {0};
     TRY(set_config(&u.c, from, o));
-    TRY(param_list_of(&u.list, &u.c));
+    TRY(param_list_of(&u.list, &u.c, NULL));
     result.params_total = config_params_total(&u.c);
     result.params_active = config_params_active(&u.c);
     result.output_bytes = u.list.elements * dtype_size(u.c.dtype);

@@ -14,7 +14,7 @@ static void check_shape(const struct config *c)
     char *text;
     CHECK(config_params_active(c) > 0 && config_params_active(c) <= config_params_total(c));
     if (c->L * (c->E + 1) < 1 << 12) {
-        CHECK(param_list_of(&list, c) == OK);
+        CHECK(param_list_of(&list, c, NULL) == OK);
         CHECK(list.elements == config_params_total(c));
         param_list_free(&list);
     }
