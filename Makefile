@@ -47,7 +47,7 @@ $(OUT)/src/kernels/x86/%_avx2.o: CFLAGS += $(FAST) $(AVX2)
 $(OUT)/src/kernels/x86/%_avx512.o: CFLAGS += $(FAST) $(AVX512)
 $(OUT)/src/kernels/x86/%_avx512bf16.o: CFLAGS += $(FAST) $(AVX512) -mavx512bf16 -mavx512vbmi
 
-$(OUT)/src/comm/mpi.o: CFLAGS += $(shell pkg-config --cflags $(MPI) | sed 's/-I/-isystem /g')
+$(OUT)/src/comm/mpi.o $(OUT)/tests/test_bytes.o: CFLAGS += $(shell pkg-config --cflags $(MPI) | sed 's/-I/-isystem /g')
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
@@ -89,6 +89,10 @@ tsan:  ## the programs that use threads, with ThreadSanitizer
 old: all $(OUT)/tests/test_kernels $(OUT)/tests/test_reference  ## processors without AVX-512 and AVX2, played by qemu
 	@tests/old_processor.sh $(OUT)
 
+mpich:  ## the other MPI library: groups and layouts of two ranks
+	@$(MAKE) OUT=build/mpich MPI=mpich build/mpich/tests/test_comm build/mpich/tests/test_layouts
+	@MPIRUN=mpiexec.mpich LAYOUT_RANKS=2 tests/run.sh build/mpich/tests/test_layouts
+
 clang:  ## compiles everything with clang, warnings are errors
 	@$(MAKE) $(CLANG) objects
 
@@ -118,6 +122,6 @@ clean:  ## removes build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d) $(TESTS:%=%.d) $(OUT)/tests/faults.d $(FUZZERS:%=%.d)
-.PHONY: all objects fuzzers test asan tsan old clang lint fuzz mutate bench demo ci help clean
+.PHONY: all objects fuzzers test asan tsan old mpich clang lint fuzz mutate bench demo ci help clean
 export DEMO_SIZE DEMO_DIR DEMO_SEED FUZZ_SECONDS
 .SECONDARY:

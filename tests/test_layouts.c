@@ -3,14 +3,9 @@
 // and goes through the layouts of that number. LAYOUT_RANKS=2 tries that number alone; MPIRUN names another mpirun.
 #include "layouts.h"
 
-#include "train_util.h"
-
-#include <sys/wait.h>
-#include <unistd.h>
+#include "mpirun_util.h"
 
 enum { STEPS = 20, CLOSE_STEPS = 5, SHORT = 2, MOST_RANKS = 8 };
-
-static bool is_rank; // started by mpirun
 
 // ---- models and options ----
 
@@ -179,23 +174,15 @@ static void relay(void)
     if (n == 6 && transport_rank() == 0) compare_runs(at(name_of("short", c->name)), at("relay"), false, false, 6);
 }
 
-static int rank_main(void)
-{
-    snprintf(temporary, sizeof temporary, "%s", getenv("SKYMOE_LAYOUTS"));
-    log_quiet(true);
-    if (kernels_init(1) != OK) return 1;
-    for (long i = 0; i < layout_rows_n; i++)
-        if (layout_rows[i].ranks == transport_ranks()) try_layout(&layout_rows[i]);
-    if (getenv("SKYMOE_RELAY") && (transport_ranks() == 4 || transport_ranks() == 3 || transport_ranks() == 6)) relay();
-    return 0;
-}
-
-// cmocka's assertions need a test around them.
-static int rank_result;
 static void as_rank(void **state)
 {
     (void)state;
-    rank_result = rank_main();
+    snprintf(temporary, sizeof temporary, "%s", getenv("SKYMOE_RANKS"));
+    log_quiet(true);
+    assert_int_equal(kernels_init(1), OK);
+    for (long i = 0; i < layout_rows_n; i++)
+        if (layout_rows[i].ranks == transport_ranks()) try_layout(&layout_rows[i]);
+    if (getenv("SKYMOE_RELAY") && (transport_ranks() == 4 || transport_ranks() == 3 || transport_ranks() == 6)) relay();
 }
 
 // ---- alone ----
@@ -212,24 +199,6 @@ static int set_up_reference(void **state)
     return 0;
 }
 
-static void start_ranks(long n)
-{
-    char self[PATH_LENGTH], command[2 * PATH_LENGTH];
-    const char *mpirun = getenv("MPIRUN");
-    if (!mpirun) mpirun = "mpirun.openmpi --oversubscribe --bind-to none --mca mpi_yield_when_idle 1";
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    assert_true(length > 0);
-    self[length] = '\0';
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    setenv("SKYMOE_LAYOUTS", temporary, 1);
-    setenv("OMP_NUM_THREADS", "1", 1);
-    snprintf(command, sizeof command, "%s -n %ld %s", mpirun, n, self);
-    fflush(stdout);
-    int code = system(command);
-    if (code != 0) fail_msg("%ld ranks: exit code %d", n, WEXITSTATUS(code));
-}
-
 static void try_ranks(void **state)
 {
     const long *n = *state;
@@ -240,20 +209,11 @@ static void try_ranks(void **state)
 
 int main(void)
 {
-    if (transport_open() != OK) return 1;
-    is_rank = getenv("SKYMOE_LAYOUTS") != NULL;
-    if (is_rank) {
-        const struct CMUnitTest ranks[] = {cmocka_unit_test(as_rank)};
-        cmocka_set_message_output(CM_OUTPUT_TAP); // its words must not be counted as tests
-        int failed = cmocka_run_group_tests(ranks, NULL, NULL);
-        if (failed || rank_result) transport_abort(1);
-        transport_close();
-        return 0;
-    }
     if (!getenv("LAYOUT_RANKS")) setenv("SKYMOE_RELAY", "1", 1);
-    static long ranks[] = {4, 3, 6, 2, 5, 7, 8}; // 4, 3 and 6 hand a run on
+    static long n[] = {4, 3, 6, 2, 5, 7, 8}; // 4, 3 and 6 hand a run on
     static const char *const names[] = {"4 ranks", "3 ranks", "6 ranks", "2 ranks", "5 ranks", "7 ranks", "8 ranks"};
-#define RANKS(i) {.name = names[i], .test_func = try_ranks, .initial_state = &ranks[i]}
+#define RANKS(i) {.name = names[i], .test_func = try_ranks, .initial_state = &n[i]}
     const struct CMUnitTest tests[] = {RANKS(0), RANKS(1), RANKS(2), RANKS(3), RANKS(4), RANKS(5), RANKS(6)};
-    return cmocka_run_group_tests_name("layouts", tests, set_up_reference, remove_temporary);
+    const struct CMUnitTest ranks[] = {cmocka_unit_test(as_rank)};
+    return ranks_or_tests("layouts", ranks, 1, tests, 7, set_up_reference, remove_temporary);
 }

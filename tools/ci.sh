@@ -23,6 +23,7 @@ jobs=-j$(nproc)
 part lint make -s lint
 part clang make -s "$jobs" clang
 part asan make -s "$jobs" asan
+part mpich make -s "$jobs" mpich
 part tsan make -s "$jobs" tsan
 part ref env SKYMOE_KERNELS=ref make -s "$jobs" test
 part avx2 env SKYMOE_KERNELS=avx2 make -s "$jobs" test

@@ -73,6 +73,12 @@ static void put_step(struct json_out *o, const struct trainer *t)
     json_put_real(o, "tflops", r->tflops);
     json_put_null(o, "mfu");
     json_put_real(o, "exposed_comm_s", r->exposed);
+    if (t->grid.world.size > 1) {
+        json_put_long(o, "sent_bytes", r->sent.near + r->sent.far);
+        json_put_long(o, "sent_between_hosts_bytes", r->sent.far);
+        json_put_long(o, "expert_rows_bytes", r->experts.near + r->experts.far);
+        json_put_long(o, "expert_rows_between_hosts_bytes", r->experts.far);
+    }
     json_put_long(o, "rss_bytes", resident_bytes());
     json_begin(o, "layers", '[');
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) put_layer(o, t, l);

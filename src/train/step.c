@@ -206,21 +206,48 @@ static enum status too_many_skipped(const struct trainer *t)
                 t->o.skip_grad_norm, kept);
 }
 
-// Seconds this process has waited for rows, gradients and weights of other ranks. Waiting for another stage is part of
-// the pipeline's bubble and not counted.
-static double waited_s(void)
+// What this process has sent since its start, and how long it has waited for rows, gradients and weights of other ranks.
+// Waiting for another stage is part of the pipeline's bubble and not counted.
+struct so_far {
+    double waited_s;
+    long bytes[4]; // of all: near, far; of experts: near, far
+};
+
+static struct so_far so_far(void)
 {
-    static const enum channel counted[] = {CHANNEL_DATA, CHANNEL_TENSOR, CHANNEL_EXPERT, CHANNEL_EXPERT_TENSOR,
-                                           CHANNEL_REPLICA, CHANNEL_PLANE, CHANNEL_TIED};
-    double sum = 0;
-    for (size_t i = 0; i < sizeof counted / sizeof *counted; i++) sum += transport_traffic(counted[i]).waited_s;
+    struct so_far sum = {0};
+    for (int c = 0; c < CHANNELS; c++) {
+        struct traffic t = transport_traffic((enum channel)c);
+        bool experts = c == CHANNEL_EXPERT || c == CHANNEL_EXPERT_TENSOR;
+        if (c == CHANNEL_WORLD) continue;
+        if (c != CHANNEL_PIPELINE && c != CHANNEL_PIPELINE_BACK) sum.waited_s += t.waited_s;
+        sum.bytes[0] += t.near_bytes;
+        sum.bytes[1] += t.far_bytes;
+        sum.bytes[2] += experts ? t.near_bytes : 0;
+        sum.bytes[3] += experts ? t.far_bytes : 0;
+    }
     return sum;
+}
+
+// The step's share of it, over all ranks.
+static void sum_traffic(struct trainer *t, const struct so_far *before)
+{
+    struct step_result *r = &t->result;
+    struct so_far now = so_far();
+    r->exposed = now.waited_s - before->waited_s;
+    for (int i = 0; i < 4; i++) now.bytes[i] -= before->bytes[i];
+    group_sum_f64(&t->grid.world, &r->exposed, 1);
+    group_sum_long(&t->grid.world, now.bytes, 4);
+    r->exposed /= (double)t->grid.world.size;
+    r->sent = (struct sent){now.bytes[0], now.bytes[1]};
+    r->experts = (struct sent){now.bytes[2], now.bytes[3]};
 }
 
 enum status trainer_step(struct trainer *t)
 {
     struct step_result *r = &t->result;
-    double begin = seconds_now(), waited = waited_s();
+    double begin = seconds_now();
+    struct so_far before = so_far();
     long tokens = t->o.global_batch * t->o.S;
     r->step = t->state.step + 1;
     r->lr = schedule_lr(&t->schedule, r->step);
@@ -232,9 +259,7 @@ enum status trainer_step(struct trainer *t)
     summarise_balance(t);
     TRY(agree(update(t)));
 
-    r->exposed = waited_s() - waited;
-    group_sum_f64(&t->grid.world, &r->exposed, 1);
-    r->exposed /= (double)t->grid.world.size;
+    sum_traffic(t, &before);
     t->state.step++;
     t->state.samples += t->o.global_batch;
     t->state.tokens += tokens;

@@ -22,6 +22,9 @@ struct step_result {
     double seconds;
     double tflops;
     double exposed;       // seconds spent waiting for other ranks' rows, gradients and weights; mean over ranks
+    struct sent {         // bytes of this step, all ranks together: within hosts, between them
+        long near, far;
+    } sent, experts;      // everything but the few numbers that all must know; rows of experts alone
     double *source_loss;  // [sources], NaN where the step had no sample of it
     double *alpha, *drop; // [L] of MoE layers: coefficient used in this step, drop rate
 };
