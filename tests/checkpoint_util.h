@@ -45,15 +45,34 @@ static UNUSED struct config moe_config(void)
     return c;
 }
 
-// All bytes of a model's parameters, masters and moments, in table order. The caller frees.
-static UNUSED char *snapshot(const struct model *m, long *bytes)
+// A model that trains: with its optimizer.
+struct trainee {
+    struct model m;
+    struct zero z;
+};
+
+static UNUSED enum status trainee_init(struct trainee *t, const struct config *c, const struct model_options *o)
+{
+    TRY(model_init(&t->m, c, o));
+    return zero_init(&t->z, &t->m, &zero_spread);
+}
+
+static UNUSED void trainee_free(struct trainee *t)
+{
+    zero_free(&t->z);
+    model_free(&t->m);
+}
+
+// All bytes of a model's parameters, and of its masters and moments (z not NULL), in table order. The caller frees.
+static UNUSED char *snapshot(const struct model *m, const struct zero *z, long *bytes)
 {
     long el_size = dtype_size(F64), room = 4 * m->params.elements * el_size;
     char *all = calloc(1, (size_t)room);
     *bytes = 0;
     for (long i = 0; i < m->params.n; i++) {
         const struct param *p = &m->params.item[i];
-        const void *data[] = {p->value.data, p->master, p->m, p->v};
+        const struct zero_piece *of = z ? piece_of(z, p) : NULL;
+        const void *data[] = {p->value.data, of ? of->master : NULL, of ? of->m : NULL, of ? of->v : NULL};
         for (int j = 0; j < 4; j++) {
             long n = param_elements(p) * dtype_size(j ? m->x.k->acc : p->value.dtype);
             if (!data[j]) continue;
@@ -64,26 +83,40 @@ static UNUSED char *snapshot(const struct model *m, long *bytes)
     return all;
 }
 
-static UNUSED bool same_model(const struct model *a, const struct model *b)
+static UNUSED bool same_bytes(const struct model *a, const struct zero *az, const struct model *b, const struct zero *bz)
 {
     long n, n2;
-    char *x = snapshot(a, &n), *y = snapshot(b, &n2);
+    char *x = snapshot(a, az, &n), *y = snapshot(b, bz, &n2);
     bool same = n == n2 && memcmp(x, y, (size_t)n) == 0;
     free(x);
     free(y);
     return same;
 }
 
-// Moments and masters random too; values are the masters rounded.
-static UNUSED void randomise_all(struct model *m, int salt)
+static UNUSED bool same_model(const struct model *a, const struct model *b)
 {
-    model_init_weights(m, salt, 0.5, 0.3);
-    for (long i = 0; i < m->params.n; i++) {
-        struct param *p = &m->params.item[i];
+    return same_bytes(a, NULL, b, NULL);
+}
+
+static UNUSED bool same_trainee(const struct trainee *a, const struct trainee *b)
+{
+    return same_bytes(&a->m, &a->z, &b->m, &b->z);
+}
+
+static UNUSED void randomise_values(struct model *m, int salt)
+{
+    model_init_weights(m, &(struct init_rule){salt, 0.5, 0.3});
+}
+
+// Moments and masters random too; values are the masters rounded.
+static UNUSED void randomise_all(struct trainee *t, int salt)
+{
+    randomise_values(&t->m, salt);
+    zero_init_masters(&t->z, &(struct init_rule){salt, 0.5, 0.3});
+    for (const struct zero_piece *p = t->z.piece; p < t->z.piece + t->z.pieces; p++)
         for (int j = 0; j < 2; j++)
-            m->x.k->init_normal((struct tensor){.data = j ? p->v : p->m, .dtype = m->x.k->acc}, 0, 1e-3,
-                                param_elements(p), salt + j, rng_stream(p->name), 0);
-    }
+            t->m.x.k->init_normal((struct tensor){.data = j ? p->v : p->m, .dtype = t->m.x.k->acc}, 0, 1e-3, p->n,
+                                  salt + j, rng_stream(p->param->name), 0);
 }
 
 static UNUSED int set_up(void **state)

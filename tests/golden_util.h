@@ -152,7 +152,6 @@ static void open_model(struct model *m, const struct golden *g, enum dtype type,
     c.dtype = type;
     OK_OR_FAIL(model_init(m, &c, &o));
     OK_OR_FAIL(model_folder_load(m, &g->folder));
-    model_masters_from_values(m);
     const cJSON *layers = cJSON_GetObjectItem(g->json, "layers");
     for (long l = 0; l < (c.E ? c.L : 0); l++) {
         const cJSON *layer = cJSON_GetArrayItem(layers, (int)l), *before = cJSON_GetObjectItem(layer, "previous_p");

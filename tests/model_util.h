@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "model/decode.h"
 #include "model/model.h"
+#include "parallel/zero.h"
 
 #include <cmocka.h> // last: it defines fail as a macro
 
@@ -118,7 +119,6 @@ static UNUSED void model_randomise(struct model *m, double std)
         device_set(m->x.k, p->value.data, p->value.dtype, x, n);
         free(x);
     }
-    if (m->o.training) model_masters_from_values(m);
 }
 
 static UNUSED void model_start(struct model *m, const struct config *c, const struct model_options *o)
@@ -127,6 +127,16 @@ static UNUSED void model_start(struct model *m, const struct config *c, const st
     model_randomise(m, 0.4);
     for (long l = 0; m->balance && l < c->L; l++) m->balance[l].alpha = 0.3 + 0.1 * (double)l;
 }
+
+// The optimizer's state of p; a rank alone has it in one piece. NULL for what follows from counts.
+static UNUSED const struct zero_piece *piece_of(const struct zero *z, const struct param *p)
+{
+    for (long i = 0; i < z->pieces; i++)
+        if (z->piece[i].param == p) return &z->piece[i];
+    return NULL;
+}
+
+static const struct zero_options zero_spread = {.spread = true};
 
 struct owned_batch {
     struct batch b;

@@ -509,7 +509,7 @@ static void make_model(const char *name, long vocabulary)
     struct model_options o = {.dtype = F32, .B = 1, .S = 8, .positions = POSITIONS};
     struct model m;
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 7, 0.6, 0.3);
+    model_init_weights(&m, &(struct init_rule){7, 0.6, 0.3});
     OK_OR_FAIL(model_folder_write(at(name), &m, at("tokenizer")));
     model_free(&m);
 }

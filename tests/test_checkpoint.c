@@ -39,7 +39,7 @@ static bool same_state(const struct run_state *a, const struct run_state *b)
 static void test_checkpoint(void **state)
 {
     (void)state;
-    static struct model a, b;
+    static struct trainee a, b;
     const enum dtype dtypes[] = {F32, BF16, F32}; // the last: f32 arithmetic, bf16 in the folder
     for (int i = 0; i < 3; i++) {
         struct config c = moe_config();
@@ -48,17 +48,17 @@ static void test_checkpoint(void **state)
         char path[PATH_LENGTH], *text;
         c.dtype = i == 2 ? BF16 : dtypes[i];
         OK_OR_FAIL(folder_remove(in("run")));
-        OK_OR_FAIL(model_init(&a, &c, &o));
-        OK_OR_FAIL(model_init(&b, &c, &o));
+        OK_OR_FAIL(trainee_init(&a, &c, &o));
+        OK_OR_FAIL(trainee_init(&b, &c, &o));
         randomise_all(&a, 5);
         expect(checkpoint_latest(path, in("run")), ERR_IO, "no checkpoint");
         state_fill(&saved, 7);
-        OK_OR_FAIL(checkpoint_save(in("run"), &a, &saved.s, "lr = 1\n", NULL, 2));
+        OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &saved.s, "lr = 1\n", NULL, 2));
         OK_OR_FAIL(checkpoint_latest(path, in("run")));
         assert_non_null(strstr(path, "run/step-000007"));
         state_init(&read);
-        OK_OR_FAIL(checkpoint_load(&b, &read.s, path));
-        assert_true(same_model(&a, &b));
+        OK_OR_FAIL(checkpoint_load(&b.z, &read.s, path));
+        assert_true(same_trainee(&a, &b));
         assert_true(same_state(&saved, &read));
         char self[PATH_LENGTH];
         OK_OR_FAIL(checkpoint_latest(self, path)); // a step folder stands for itself
@@ -71,26 +71,26 @@ static void test_checkpoint(void **state)
         assert_string_equal(f.path, path);
         model_folder_close(&f);
         randomise_all(&b, 6);
-        assert_false(same_model(&a, &b));
+        assert_false(same_trainee(&a, &b));
         c.F++;
-        model_free(&b);
-        OK_OR_FAIL(model_init(&b, &c, &o));
-        expect(checkpoint_load(&b, &read.s, path), ERR_FORMAT, "another model");
-        model_free(&a);
-        model_free(&b);
+        trainee_free(&b);
+        OK_OR_FAIL(trainee_init(&b, &c, &o));
+        expect(checkpoint_load(&b.z, &read.s, path), ERR_FORMAT, "another model");
+        trainee_free(&a);
+        trainee_free(&b);
     }
 }
 
 static void test_keep(void **state)
 {
     (void)state;
-    static struct model a;
+    static struct trainee a;
     struct config c = moe_config();
     struct model_options o = training(F32, 1, 4);
     struct run_state s;
     struct path_list list;
     OK_OR_FAIL(folder_remove(in("run")));
-    OK_OR_FAIL(model_init(&a, &c, &o));
+    OK_OR_FAIL(trainee_init(&a, &c, &o));
     randomise_all(&a, 5);
     OK_OR_FAIL(folder_make(in("run/step-notes"))); // the user's
     OK_OR_FAIL(folder_make(in("run/step-000000.tmp")));
@@ -98,7 +98,7 @@ static void test_keep(void **state)
     const long steps[] = {1, 2, 3, 999999, 1000000, 1000001};
     for (int i = 0; i < 6; i++) {
         state_fill(&s, steps[i]);
-        OK_OR_FAIL(checkpoint_save(in("run"), &a, &s.s, "", NULL, i == 0 ? 0 : 2));
+        OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &s.s, "", NULL, i == 0 ? 0 : 2));
     }
     OK_OR_FAIL(folder_list(&list, in("run")));
     assert_int_equal(list.n, 4);
@@ -107,47 +107,47 @@ static void test_keep(void **state)
     assert_string_equal(list.name[2], "step-1000001");
     assert_string_equal(list.name[3], "step-notes");
     path_list_free(&list);
-    model_free(&a);
+    trainee_free(&a);
 }
 
 // The n-th write fails, for every n: the run still has a checkpoint, bit for bit the old or the new one.
-static void fail_every_write(struct model *before, struct model *after, struct model *read, long new_step)
+static void fail_every_write(struct trainee *before, struct trainee *after, struct trainee *read, long new_step)
 {
     struct run_state old_state, new_state, s;
     char path[PATH_LENGTH], *run = strdup(in("run"));
     state_fill(&old_state, 4);
     state_fill(&new_state, new_step);
     OK_OR_FAIL(folder_remove(run));
-    OK_OR_FAIL(checkpoint_save(run, before, &old_state.s, "old = 1\n", NULL, 1));
+    OK_OR_FAIL(checkpoint_save(run, &before->z, &old_state.s, "old = 1\n", NULL, 1));
     files_fail_write(0);
-    OK_OR_FAIL(checkpoint_save(run, after, &new_state.s, "new = 1\n", NULL, 1));
+    OK_OR_FAIL(checkpoint_save(run, &after->z, &new_state.s, "new = 1\n", NULL, 1));
     long writes = files_write_count(), kept_old = 0; // how many a save needs
     bool holds_new = true;
     for (long n = 1; n <= writes + 1; n++) {
         if (holds_new) { // else the old one is still there from the last round
             OK_OR_FAIL(folder_remove(run));
-            OK_OR_FAIL(checkpoint_save(run, before, &old_state.s, "old = 1\n", NULL, 1));
+            OK_OR_FAIL(checkpoint_save(run, &before->z, &old_state.s, "old = 1\n", NULL, 1));
         }
         files_fail_write(n);
-        enum status status = checkpoint_save(run, after, &new_state.s, "new = 1\n", NULL, 1);
+        enum status status = checkpoint_save(run, &after->z, &new_state.s, "new = 1\n", NULL, 1);
         files_fail_write(0);
         if (status == OK && n < writes - 1) // the last ones only remove the old folder
             fail_msg("write %ld of %ld failed unnoticed", n, writes);
         if (status != OK && !strstr(fail_message(), "No space left")) fail_msg("%s", fail_message());
         OK_OR_FAIL(checkpoint_latest(path, run));
         state_init(&s);
-        enum status loaded = checkpoint_load(read, &s.s, path);
+        enum status loaded = checkpoint_load(&read->z, &s.s, path);
         if (loaded != OK) fail_msg("after write %ld of %ld failed: %s", n, writes, fail_message());
-        bool is_old = same_model(read, before) && same_state(&s, &old_state);
-        holds_new = same_model(read, after) && same_state(&s, &new_state);
+        bool is_old = same_trainee(read, before) && same_state(&s, &old_state);
+        holds_new = same_trainee(read, after) && same_state(&s, &new_state);
         if (!is_old && !holds_new) fail_msg("after write %ld of %ld failed: neither checkpoint", n, writes);
         if (status == OK) assert_true(holds_new);
         kept_old += is_old;
         if (n % 8 != 0) continue;
-        OK_OR_FAIL(checkpoint_save(run, after, &new_state.s, "new = 1\n", NULL, 1)); // saving works again
+        OK_OR_FAIL(checkpoint_save(run, &after->z, &new_state.s, "new = 1\n", NULL, 1)); // saving works again
         OK_OR_FAIL(checkpoint_latest(path, run));
-        OK_OR_FAIL(checkpoint_load(read, &s.s, path));
-        assert_true(same_model(read, after));
+        OK_OR_FAIL(checkpoint_load(&read->z, &s.s, path));
+        assert_true(same_trainee(read, after));
         holds_new = true;
     }
     printf("  step 4, then step %ld: %ld writes, the old one kept %ld times\n", new_step, writes, kept_old);
@@ -158,37 +158,37 @@ static void fail_every_write(struct model *before, struct model *after, struct m
 static void test_failing_writes(void **state)
 {
     (void)state;
-    static struct model a, b, c;
+    static struct trainee a, b, c;
     struct config config = moe_config();
     struct model_options o = training(BF16, 1, 4);
     config.dtype = BF16;
-    OK_OR_FAIL(model_init(&a, &config, &o));
-    OK_OR_FAIL(model_init(&b, &config, &o));
-    OK_OR_FAIL(model_init(&c, &config, &o));
+    OK_OR_FAIL(trainee_init(&a, &config, &o));
+    OK_OR_FAIL(trainee_init(&b, &config, &o));
+    OK_OR_FAIL(trainee_init(&c, &config, &o));
     randomise_all(&a, 5);
     randomise_all(&b, 6);
     fail_every_write(&a, &b, &c, 5);
     fail_every_write(&a, &b, &c, 4); // the same step again: its folder is replaced
-    model_free(&a);
-    model_free(&b);
-    model_free(&c);
+    trainee_free(&a);
+    trainee_free(&b);
+    trainee_free(&c);
 }
 
 // Any changed or missing byte of any file is found, and the file named.
 static void test_damage(void **state)
 {
     (void)state;
-    static struct model a;
+    static struct trainee a;
     struct config c = moe_config();
     struct model_options o = training(BF16, 1, 4);
     struct run_state s;
     char path[PATH_LENGTH];
     c.dtype = BF16;
     OK_OR_FAIL(folder_remove(in("run")));
-    OK_OR_FAIL(model_init(&a, &c, &o));
+    OK_OR_FAIL(trainee_init(&a, &c, &o));
     randomise_all(&a, 5);
     state_fill(&s, 1);
-    OK_OR_FAIL(checkpoint_save(in("run"), &a, &s.s, "x = 1\n", NULL, 0));
+    OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &s.s, "x = 1\n", NULL, 0));
     OK_OR_FAIL(checkpoint_latest(path, in("run")));
     static const char *const files[] = {"model.safetensors", "config.json", "generation_config.json",
                                         "training/optimizer.safetensors", "training/state.json",
@@ -202,12 +202,12 @@ static void test_damage(void **state)
             if (damage == 0) text[bytes / 2] ^= 1;
             OK_OR_FAIL(file_write(file, text, damage == 1 ? bytes - 1 : bytes));
             if (damage == 2) assert_int_equal(unlink(file), 0);
-            expect(checkpoint_load(&a, &s.s, path), ERR_FORMAT, files[i]);
+            expect(checkpoint_load(&a.z, &s.s, path), ERR_FORMAT, files[i]);
             if (damage == 0) text[bytes / 2] ^= 1;
             OK_OR_FAIL(file_write(file, text, bytes));
             free(text);
         }
-    OK_OR_FAIL(checkpoint_load(&a, &s.s, path));
+    OK_OR_FAIL(checkpoint_load(&a.z, &s.s, path));
     char file[PATH_LENGTH], *text;
     long bytes;
     OK_OR_FAIL(path_join(file, path, "checksums.json"));
@@ -228,7 +228,7 @@ static void test_damage(void **state)
     expect(checkpoint_latest(path, in("run")), ERR_FORMAT, "is not the name of a step folder");
     OK_OR_FAIL(file_write(in("run/latest"), "step-000009\n", 12));
     expect(checkpoint_latest(path, in("run")), ERR_IO, "names it");
-    model_free(&a);
+    trainee_free(&a);
 }
 
 int main(void)

@@ -13,7 +13,7 @@ static void test_train_refuses(void **state)
     FAILS(2, "--output: is missing", "train", "--data", at("text"), "--model", at("moe.json"));
     FAILS(2, "--data: is missing", "train", "--model", at("moe.json"), "--output", at("r0"));
     FAILS(2, "did you mean --micro-batch-size", "train", "--micro-batchsize", "4");
-    FAILS(2, "--tensor-parallel-size: unknown option", "train", "--tensor-parallel-size", "2");
+    FAILS(2, "--tensor-parallel-sizes: unknown option", "train", "--tensor-parallel-sizes", "2");
     FAILS(2, "--lr", "train", "--lr", "fast");
     FAILS(2, "--lr-schedule", "train", "--lr-schedule", "cubic");
     FAILS(2, "--moe-aux-loss", "train", "--moe-aux-loss", "biases");

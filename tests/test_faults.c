@@ -430,7 +430,7 @@ static int start(void **state)
     return 0;
 }
 
-static int end(void **state)
+static int tear_down_all(void **state)
 {
     (void)state;
     return folder_remove(folder) == OK ? 0 : -1;
@@ -539,5 +539,5 @@ int main(void)
         cmocka_unit_test(test_generate),  cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_report),    cmocka_unit_test(test_plan),
     };
-    return cmocka_run_group_tests_name("faults", tests, start, end);
+    return cmocka_run_group_tests_name("faults", tests, start, tear_down_all);
 }

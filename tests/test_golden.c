@@ -91,7 +91,7 @@ static double run_step(const struct golden *g, struct model *m, struct step_erro
     for (long s = 0; s < g->B; s += g->micro) {
         long first = s * g->S, T = g->micro * g->S;
         struct batch b = {g->micro, g->S, token + first, target + first, position + first, start + first};
-        loss += model_forward_backward(m, &b, 1.0 / (double)g->targets, (double)T / (double)g->T);
+        loss += model_forward_backward(m, &b, 1.0 / (double)g->targets, (double)T / (double)g->T, false);
         if (!e) continue;
         if (m->c.E) compare_routing(g, m, first, T, &e->routing);
         double error = compare_logits(g, m, first, T);
@@ -169,7 +169,10 @@ static void step_case(const char *name, enum dtype type, enum recompute recomput
     if (!(e.routing <= tolerance)) fail_msg("gates or weights differ by %.2e of the largest", e.routing);
     expect_near("loss", loss, number(g.json, "loss"), tolerance);
     double worst = compare_gradients(&g, &m, tolerance);
-    expect_near("gradient norm", gradient_norm(&m), number(g.json, "grad_norm"), tolerance);
+    struct zero z;
+    OK_OR_FAIL(zero_init(&z, &m, &(struct zero_options){.spread = true}));
+    expect_near("gradient norm", zero_norm(&z), number(g.json, "grad_norm"), tolerance);
+    zero_free(&z);
     if (m.c.E) compare_balance(&g, &m, tolerance);
     assert_true(worst > 0); // two independent programs never agree in every bit
     print_message("%s %s recompute %d: logits %.1e, gates %.1e, gradients %.1e\n", name, dtype_name(type),
@@ -233,12 +236,14 @@ static void test_two_adamw_steps(void **state)
         struct model m;
         golden_open(&g, cases[i]);
         open_model(&m, &g, F64, RECOMPUTE_NONE);
+        struct zero z;
+        OK_OR_FAIL(zero_init(&z, &m, &(struct zero_options){.spread = true}));
         const cJSON *a = cJSON_GetObjectItem(g.json, "adamw"), *lr = cJSON_GetObjectItem(a, "lr");
         struct optimizer o = {number(a, "beta1"), number(a, "beta2"), number(a, "eps"), number(a, "weight_decay"),
                               number(a, "clip")};
         for (int step = 0; step < cJSON_GetArraySize(lr); step++) {
             (void)run_step(&g, &m, NULL);
-            optimizer_step(&o, &m, cJSON_GetArrayItem(lr, step)->valuedouble, gradient_norm(&m), step + 1);
+            zero_update(&z, optimizer_at(&o, cJSON_GetArrayItem(lr, step)->valuedouble, zero_norm(&z), step + 1));
         }
         double worst = 0;
         long seen = 0;
@@ -258,6 +263,7 @@ static void test_two_adamw_steps(void **state)
             seen++;
         }
         assert_true(seen >= 9 && worst > 0);
+        zero_free(&z);
         print_message("%s: %ld tensors after two AdamW steps: %.1e\n", cases[i], seen, worst);
         model_free(&m);
         golden_close(&g);
@@ -295,7 +301,10 @@ static void test_dumped_gradients(void **state)
         open_model(&m, &g, i % 2 ? F32 : F64, RECOMPUTE_NONE);
         (void)run_step(&g, &m, NULL);
         assert_non_null(mkdtemp(base));
-        OK_OR_FAIL(gradients_write(base, &m));
+        struct zero z;
+        OK_OR_FAIL(zero_init(&z, &m, &(struct zero_options){.spread = true}));
+        OK_OR_FAIL(gradients_write(base, &z));
+        zero_free(&z);
         OK_OR_FAIL(path_join(path, base, "gradients.safetensors"));
         OK_OR_FAIL(safetensors_open(&dumped, path));
         for (long t = 0; t < dumped.n; t++) {

@@ -15,7 +15,7 @@ struct setup {
 static double objective(struct model *m, const struct batch *b, double scale, double aux_weight)
 {
     for (long l = 0; m->balance && l < m->c.L; l++) moe_balance_reset(&m->balance[l], m->c.E);
-    double f = scale * model_forward_backward(m, b, scale, aux_weight);
+    double f = scale * model_forward_backward(m, b, scale, aux_weight, false);
     for (long l = 0; m->balance && l < m->c.L; l++)
         f += m->balance[l].alpha * m->balance[l].aux + m->o.rule.z_coeff * m->balance[l].z;
     return f;

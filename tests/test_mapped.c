@@ -29,7 +29,7 @@ static void write_weights(const char *name, struct config c, long shard_bytes)
     long n;
     OK_OR_FAIL(folder_remove(in(name)));
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 3, 0.3, 0.3);
+    model_init_weights(&m, &(struct init_rule){3, 0.3, 0.3});
     OK_OR_FAIL(tensor_plan_of(&plan, &n, &c, c.dtype));
     OK_OR_FAIL(folder_writer_open(&w, in(name), &c, plan, n, shard_bytes, false));
     OK_OR_FAIL(folder_writer_model(w, &m));

@@ -12,7 +12,7 @@ static struct result run(struct model *m, const struct batch *b, double scale)
     struct result r = {0};
     model_zero_gradients(m);
     for (long l = 0; m->balance && l < m->c.L; l++) moe_balance_reset(&m->balance[l], m->c.E);
-    r.loss = model_forward_backward(m, b, scale, 1);
+    r.loss = model_forward_backward(m, b, scale, 1, false);
     r.bytes = m->gradients.capacity;
     r.gradients = malloc((size_t)r.bytes);
     m->x.k->to_host(r.gradients, m->gradients.base, r.bytes);
@@ -130,7 +130,7 @@ static void test_accumulation(void **state)
     double loss = 0;
     for (long s = 0; s < B; s++) {
         struct batch one = {1, S, b.b.token + s * S, b.b.target + s * S, b.b.position + s * S, b.b.start + s * S};
-        loss += model_forward_backward(&m, &one, 0.01, 0.25);
+        loss += model_forward_backward(&m, &one, 0.01, 0.25, false);
     }
     struct measured error = {0};
     for (long i = 0; i < whole.bytes / 8; i++)

@@ -75,8 +75,8 @@ static double run_attention(struct bench *t, bool backward)
     struct layer_params *p = &t->m.p.layer[0], *g = &t->m.g.layer[0];
     attention_forward(x, p, &t->s.attn, t->y, t->in, &t->b.b, t->scratch);
     if (backward) {
-        attention_backward_input(x, p, &t->s.attn, &t->ds.attn, t->dx, t->dy, t->in, &t->b.b);
-        attention_backward_weight(x, g, &t->s.attn, &t->ds.attn, t->dy, t->in, T);
+        attention_backward_input(x, p, &t->s.attn, &t->ds.attn, t->dx, t->dy, t->in, &t->b.b, NULL);
+        attention_backward_weight(x, g, &t->s.attn, &t->ds.attn, t->dy, t->in, T, NULL);
     }
     return y_dy(t);
 }
@@ -87,8 +87,8 @@ static double run_ffn(struct bench *t, bool backward)
     struct layer_params *p = &t->m.p.layer[0], *g = &t->m.g.layer[0];
     ffn_forward(x, p, &t->s.ffn, t->y, t->in, T, t->scratch);
     if (backward) {
-        ffn_backward_input(x, p, &t->s.ffn, &t->ds.ffn, t->dx, t->dy, t->in, T);
-        ffn_backward_weight(x, g, &t->s.ffn, &t->ds.ffn, t->dy, t->in, T);
+        ffn_backward_input(x, p, &t->s.ffn, &t->ds.ffn, t->dx, t->dy, t->in, T, NULL);
+        ffn_backward_weight(x, g, &t->s.ffn, &t->ds.ffn, t->dy, t->in, T, NULL);
     }
     return y_dy(t);
 }
@@ -109,7 +109,7 @@ static double run_moe(struct bench *t, bool backward)
 static double run_head(struct bench *t, bool backward)
 {
     struct model *m = &t->m;
-    head_loss(&m->x, &m->p, backward ? &m->g : NULL, &m->head, t->dx, t->in, t->b.b.target, 0.3, T);
+    head_loss(&m->x, &m->p, backward ? &m->g : NULL, &m->head, t->dx, t->in, t->b.b.target, t->b.b.target, 0.3, T);
     return 0.3 * m->x.k->sum(m->head.loss, T);
 }
 
@@ -246,16 +246,17 @@ static void test_head_chunks(void **state)
     draw(x, ROWS * c.D, 1, "input");
     device_set(m.x.k, m.out, F64, x, ROWS * c.D);
     model_zero_gradients(&m);
-    head_loss(&m.x, &m.p, &m.g, &m.head, m.dy, m.out, b.b.target, 1, ROWS);
+    head_loss(&m.x, &m.p, &m.g, &m.head, m.dx, m.out, b.b.target, b.b.target, 1, ROWS);
     whole = m.x.k->sum(m.head.loss, ROWS);
-    double *dx = host_of(m.x.k, m.dy, F64, ROWS * c.D), *dhead = host_of(m.x.k, m.g.head.data, F64, c.V * c.D);
+    double *dx = host_of(m.x.k, m.dx, F64, ROWS * c.D), *dhead = host_of(m.x.k, m.g.head.data, F64, c.V * c.D);
     model_zero_gradients(&m);
     struct measured error = {0};
     for (long t = 0; t < ROWS; t += 100) {
         long n = ROWS - t < 100 ? ROWS - t : 100;
-        head_loss(&m.x, &m.p, &m.g, &m.head, m.dy, el_at(&m.x, m.out, t * c.D), b.b.target + t, 1, n);
+        head_loss(&m.x, &m.p, &m.g, &m.head, m.dx, el_at(&m.x, m.out, t * c.D), b.b.target + t,
+                  b.b.target + t, 1, n);
         pieces += m.x.k->sum(m.head.loss, n);
-        double *part = host_of(m.x.k, m.dy, F64, n * c.D);
+        double *part = host_of(m.x.k, m.dx, F64, n * c.D);
         for (long i = 0; i < n * c.D; i++) assert_true(part[i] == dx[t * c.D + i]);
         free(part);
     }

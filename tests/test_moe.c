@@ -42,8 +42,8 @@ static void check_balance(enum aux_loss aux, enum aux_scope scope, bool has_glob
     }
     struct owned_batch batch = batch_make(B, S, c.V, false, false, 9);
     model_zero_gradients(&m);
-    model_forward_backward(&m, &batch.b, 0.01, 0.25);
-    model_forward_backward(&m, &batch.b, 0.01, 0.25); // sums over micro-batches: twice the same
+    model_forward_backward(&m, &batch.b, 0.01, 0.25, false);
+    model_forward_backward(&m, &batch.b, 0.01, 0.25, false); // sums over micro-batches: twice the same
 
     const struct moe_saved *s = &m.saved[0].moe;
     double *g = host_of(m.x.k, s->g, F64, T * E);
@@ -124,7 +124,7 @@ static void check_policy(enum drop_policy policy)
     struct model m;
     model_start(&m, &c, &o);
     struct owned_batch batch = batch_make(1, T, c.V, false, false, 9);
-    model_forward_backward(&m, &batch.b, 0.01, 1);
+    model_forward_backward(&m, &batch.b, 0.01, 1, false);
     const struct moe_saved *s = &m.saved[0].moe;
     int expert[T * 2], row[T * 2];
     m.x.k->to_host(expert, s->expert, sizeof expert);
@@ -172,7 +172,7 @@ static void test_extremes(void **state)
             for (long e = 0; e < 5; e++) s->count[e] = all ? e == 2 ? 10 : 0 : 2;
             device_set(m.x.k, s->g, F64, g, 50);
             m.balance[0].aux_weight = 1;
-            moe_balance_add(&m.x, &m.o.rule, &m.balance[0], s, 1, 10);
+            moe_balance_add(&m.x, &m.o.rule, &m.balance[0], s, s->expert, 1, 10);
             double want = aux == AUX_SKYWORK ? (all ? 0.8 : 0) : (all ? 5 : 1);
             assert_true(fabs(m.balance[0].aux - want) < 1e-14);
             assert_int_equal(m.balance[0].dropped, all ? 10 - 3 : 0); // virtual: ceil(1.1 * 10 / 5) = 3

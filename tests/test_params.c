@@ -89,18 +89,22 @@ static void test_parts_tile_fields(void **state)
         c.tied = tied;
         struct model_options o = training(BF16, 1, 4);
         struct model m;
+        struct zero z;
         OK_OR_FAIL(model_init(&m, &c, &o));
+        OK_OR_FAIL(zero_init(&z, &m, &zero_spread));
         for (long i = 0; i < m.params.n; i++) {
             const struct param *p = &m.params.item[i];
+            const struct zero_piece *of = piece_of(&z, p);
+            assert_true(of->from == 0 && of->n == param_elements(p) && of->owned);
             bool in_acc = p->kind->in_acc;
             assert_int_equal(p->value.dtype, in_acc ? F32 : BF16);
-            assert_true(in_acc ? !p->master : p->master != NULL);
-            void *place[] = {p->value.data, p->grad, p->m, p->v, p->master};
+            assert_true(in_acc ? !of->master : of->master != NULL);
+            void *place[] = {p->value.data, p->grad, of->m, of->v, of->master};
             long size[] = {dtype_size(p->value.dtype), 4, 4, 4, 4};
             for (int j = 0; j < (in_acc ? 4 : 5); j++)
                 for (long b = 0; b < param_elements(p) * size[j]; b++) ((unsigned char *)place[j])[b]++;
         }
-        struct arena *arena[] = {&m.parameters, &m.gradients, &m.optimizer};
+        struct arena *arena[] = {&m.parameters, &m.gradients, &z.optimizer};
         long marked = 0, elements = m.params.elements;
         for (int i = 0; i < 3; i++) {
             for (long b = 0; b < arena[i]->capacity; b++) {
@@ -112,6 +116,7 @@ static void test_parts_tile_fields(void **state)
         assert_int_equal(marked, (elements - in_acc) * (2 + 4 + 12) + in_acc * (4 + 4 + 8));
         assert_ptr_equal(m.p.head.data == m.p.embed.data, tied ? true : false);
         assert_ptr_equal(m.g.head.data == m.g.embed.data, tied ? true : false);
+        zero_free(&z);
         model_free(&m);
     }
 }
@@ -137,13 +142,22 @@ static void test_measure(void **state)
         OK_OR_FAIL(model_init(&m, &c, &o));
         assert_int_equal(bytes.parameters, m.parameters.capacity);
         assert_int_equal(bytes.gradients, m.gradients.capacity);
-        assert_int_equal(bytes.optimizer, m.optimizer.capacity);
         assert_int_equal(bytes.saved, m.activations.capacity);
         assert_int_equal(bytes.scratch, m.scratch_arena.capacity);
-        struct arena *arena[] = {&m.parameters, &m.gradients, &m.optimizer, &m.activations, &m.scratch_arena, &m.host};
-        for (int a = 0; a < 6; a++) assert_int_equal(arena[a]->peak, arena[a]->capacity); // placing asked for the same
+        struct arena *arena[] = {&m.parameters, &m.gradients, &m.activations, &m.scratch_arena, &m.host};
+        for (int a = 0; a < 5; a++) assert_int_equal(arena[a]->peak, arena[a]->capacity); // placing asked for the same
         assert_true(bytes.parameters > 0 && bytes.saved > 0 && bytes.scratch > 0);
-        assert_true((bytes.gradients > 0) == o.training && (bytes.optimizer > 0) == o.training);
+        assert_true((bytes.gradients > 0) == o.training);
+        if (o.training) {
+            struct zero z;
+            struct zero_bytes optimizer;
+            OK_OR_FAIL(zero_measure(&optimizer, &m, &zero_spread));
+            OK_OR_FAIL(zero_init(&z, &m, &zero_spread));
+            assert_true(optimizer.optimizer > 0 && optimizer.optimizer == z.optimizer.capacity);
+            assert_int_equal(z.optimizer.peak, z.optimizer.capacity);
+            assert_true(optimizer.room == 0 && z.room.capacity == 0); // a rank alone receives nothing
+            zero_free(&z);
+        }
         model_free(&m);
     }
 }
@@ -176,7 +190,7 @@ static void test_recompute_saves_memory(void **state)
     OK_OR_FAIL(model_measure(&all, &c, &serving));
     assert_true(one.saved == all.saved && one.scratch == all.scratch); // in inference all values
     OK_OR_FAIL(model_measure(&full, &c, &o));
-    long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 4 + 2 * 6 * 4);
+    long T = 8192, kept = 52 * T * (4608 * 2 + 16 * 4 * 2 + 4 + 4 + 2 * 5 * 4);
     assert_true(full.saved >= kept && full.saved < kept + 52 * 16 * 64);
 }
 
@@ -225,8 +239,12 @@ static void test_init_weights(void **state)
     c.V = 100;
     struct model_options o = training(BF16, 1, 4);
     struct model m;
+    struct zero z;
+    const struct init_rule rule = {3, 0.02, 0.01}, other = {4, 0.02, 0.01};
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 3, 0.02, 0.01);
+    OK_OR_FAIL(zero_init(&z, &m, &zero_spread));
+    model_init_weights(&m, &rule);
+    zero_init_masters(&z, &rule);
     for (long i = 0; i < m.params.n; i++) {
         const struct param *p = &m.params.item[i];
         long n = param_elements(p);
@@ -243,8 +261,8 @@ static void test_init_weights(void **state)
             assert_true(fabs(mean) < 5 * want / sqrt((double)n));
             assert_true(fabs(sqrt(square) / want - 1) < 5 / sqrt(2.0 * (double)n));
         }
-        if (p->master) { // the unrounded draw
-            double *master = host_of(m.x.k, p->master, F32, n);
+        if (piece_of(&z, p)->master) { // the unrounded draw
+            double *master = host_of(m.x.k, piece_of(&z, p)->master, F32, n);
             long exact = 0;
             for (long j = 0; j < n; j++) {
                 assert_true(x[j] == (double)bf16_to_float(bf16_from_float((float)master[j])));
@@ -256,25 +274,27 @@ static void test_init_weights(void **state)
         free(x);
     }
     double *a = host_of(m.x.k, m.params.item[8].value.data, BF16, 50);
-    model_init_weights(&m, 4, 0.02, 0.01);
+    model_init_weights(&m, &other);
     double *b = host_of(m.x.k, m.params.item[8].value.data, BF16, 50);
     assert_true(memcmp(a, b, 50 * sizeof *a) != 0);
-    model_init_weights(&m, 3, 0.02, 0.01);
+    model_init_weights(&m, &rule);
     free(b);
     b = host_of(m.x.k, m.params.item[8].value.data, BF16, 50);
     expect_same_bits("the same seed", a, b, 50 * (long)sizeof *a);
     free(a);
     free(b);
-    model_masters_from_values(&m);
+    zero_masters_from_values(&z);
     for (long i = 0; i < m.params.n; i++) {
         const struct param *p = &m.params.item[i];
-        if (!p->master) continue;
+        const struct zero_piece *of = piece_of(&z, p);
+        if (!of->master) continue;
         double *value = host_of(m.x.k, p->value.data, BF16, param_elements(p));
-        double *master = host_of(m.x.k, p->master, F32, param_elements(p));
+        double *master = host_of(m.x.k, of->master, F32, param_elements(p));
         expect_same_bits("masters from values", value, master, param_elements(p) * (long)sizeof *value);
         free(value);
         free(master);
     }
+    zero_free(&z);
     model_free(&m);
 }
 

@@ -17,7 +17,7 @@ static void write_model(const char *path, struct config c, double zero_tensor)
     static struct model m;
     struct model_options o = training(c.dtype == F32 ? F32 : BF16, 1, 4);
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 11, 0.2, 0.1);
+    model_init_weights(&m, &(struct init_rule){11, 0.2, 0.1});
     for (long i = 0; i < m.params.n; i++) { // each tensor another size of values
         struct param *p = &m.params.item[i];
         double *x = host_of(m.x.k, p->value.data, p->value.dtype, param_elements(p));
@@ -245,7 +245,7 @@ static void test_errors(void **state)
     c.C = 16;
     c.F = 256;
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 11, 0.2, 0.1);
+    model_init_weights(&m, &(struct init_rule){11, 0.2, 0.1});
     for (long l = 0; l < c.L; l++) { // the upper half of w1 and w3 is 2^-16 of the lower, w2's columns 2^16
         uint16_t *w13 = m.p.layer[l].w13.data, *w2 = m.p.layer[l].w2.data;
         for (long i = 0; i < 2 * c.F * c.D; i++)

@@ -18,7 +18,7 @@ static void write_dense(const char *path, enum dtype dtype)
     struct config c = dense_config(dtype);
     struct model_options o = training(dtype, 1, 4);
     OK_OR_FAIL(model_init(&m, &c, &o));
-    model_init_weights(&m, 11, 0.2, 0.1);
+    model_init_weights(&m, &(struct init_rule){11, 0.2, 0.1});
     OK_OR_FAIL(folder_remove(path));
     OK_OR_FAIL(model_folder_write(path, &m, NULL));
     model_free(&m);

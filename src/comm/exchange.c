@@ -78,6 +78,9 @@ void row_plan_layout(struct row_plan *p, struct arena *host, const struct grid *
     p->first_of = arena_take(host, ranks + 1, sizeof *p->first_of);
     p->bounds = arena_take(host, local * slices * (ranks + 1) + 1, sizeof *p->bounds);
     p->first = arena_take(host, local + 1, sizeof *p->first);
+    if (ranks * slices == 1) return;
+    p->sent = arena_take(host, E, sizeof *p->sent);
+    p->counts = arena_take(host, slices * ranks * local, sizeof *p->counts);
 }
 
 static long *bounds_of(const struct row_plan *p, long expert, long slice)
@@ -90,9 +93,8 @@ static void exchange_counts(const struct row_plan *p, long *counts)
 {
     const struct group *g = p->expert;
     long ranks = g->size, sends = 0, receives = 0;
-    long *sent = malloc((size_t)(p->E + 1) * sizeof *sent);
+    long *sent = p->sent;
     struct message *m = message_room(2 * ranks);
-    if (!sent) transport_end("memory: a list of %ld experts was refused", p->E);
     for (long e = 0; e < p->E; e++) sent[e] = p->own[e + 1] - p->own[e];
     for (long r = 0; r < ranks; r++) {
         long first = p->first_of[r], n = p->first_of[r + 1] - first;
@@ -103,7 +105,17 @@ static void exchange_counts(const struct row_plan *p, long *counts)
     }
     transfer_wait(transfer_start(g->channel, m, sends, m + ranks, receives));
     free(m);
-    free(sent);
+}
+
+// Own rows are all there are.
+static void plan_alone(struct row_plan *p)
+{
+    for (long e = 0; e <= p->E; e++) p->first[e] = p->own[e];
+    for (long e = 0; e < p->E; e++) {
+        p->bounds[2 * e] = p->own[e];
+        p->bounds[2 * e + 1] = p->own[e + 1];
+    }
+    p->rows = p->own[p->E];
 }
 
 void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, long E, long chunks)
@@ -118,9 +130,11 @@ void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, 
     p->local = p->first_of[p->expert->rank + 1] - p->first_of[p->expert->rank];
     p->chunks = ranks * slices == 1 ? 1 : chunks; // a rank with fewer experts leaves its last chunks empty
 
-    long each = ranks * p->local; // of one member of the slices' group
-    long *counts = malloc((size_t)(slices * each + 1) * sizeof *counts);
-    if (!counts) transport_end("memory: counts of %ld experts were refused", p->local);
+    if (ranks * slices == 1) {
+        plan_alone(p);
+        return;
+    }
+    long each = ranks * p->local, *counts = p->counts; // of one member of the slices' group
     exchange_counts(p, counts + p->slices->rank * each);
     group_gather(p->slices, counts, each * (long)sizeof *counts);
     long row = 0;
@@ -136,7 +150,6 @@ void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, 
         }
     }
     p->first[p->local] = p->rows = row;
-    free(counts);
 }
 
 struct range row_chunk_experts(const struct row_plan *p, long chunk)

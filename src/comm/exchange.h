@@ -35,6 +35,7 @@ struct row_plan {
     long *bounds;         // [local, expert tensor ranks, expert ranks + 1] first row of each block here, and its end
     long *first;          // [local + 1] first row of each local expert
     long rows;            // here, all of them
+    long *sent, *counts;  // [E], [expert tensor ranks, expert ranks, local]: work space of row_plan_make
 };
 // Bytes of host memory that the lists take: layout, as arenas want it.
 void row_plan_layout(struct row_plan *p, struct arena *host, const struct grid *g, long E, long local);

@@ -158,12 +158,14 @@ static struct arena *arena_of(struct model *m, long i)
     return i < (long)(sizeof arena / sizeof *arena) ? arena[i] : NULL;
 }
 
-// Room for the rows of a training micro-batch, and at least for those of one sequence when none is dropped.
+// Room for the rows of a training micro-batch, and for those of one sequence when none is dropped. Where none travels, or
+// somebody else decides, for as many as there can be.
 static long rows_room(const struct context *x, const struct model_options *o)
 {
-    long training = moe_rows_most(x, &o->rule, o->B * o->S), least = o->B ? o->S : 0;
-    long one = moe_rows_most(x, &moe_rule_inference, o->training ? least : o->B * o->S);
-    return training > one ? training : one;
+    bool all = !o->training || moe_alone(x) || o->given_routing;
+    long T = o->B * o->S, training = moe_rows_most(x, &o->rule, T);
+    long undropped = moe_rows_most(x, &moe_rule_inference, all ? T : o->B ? o->S : 0);
+    return training > undropped ? training : undropped;
 }
 
 static enum status outline(struct model *m, const struct config *c, const struct model_options *o)

@@ -181,6 +181,7 @@ static void route(const struct context *x, const struct layer_params *p, const s
     }
     if (balance) moe_balance_add(x, rule, balance, s, expert, B, S);
     row_plan_make(&s->plan, x->grid, s->first, E, x->chunks);
+    CHECK(s->plan.rows <= x->rows);
 }
 
 void moe_forward(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
