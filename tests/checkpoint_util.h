@@ -83,7 +83,8 @@ static UNUSED char *snapshot(const struct model *m, const struct zero *z, long *
     return all;
 }
 
-static UNUSED bool same_bytes(const struct model *a, const struct zero *az, const struct model *b, const struct zero *bz)
+static UNUSED bool same_bytes(const struct model *a, const struct zero *az, const struct model *b,
+                              const struct zero *bz)
 {
     long n, n2;
     char *x = snapshot(a, az, &n), *y = snapshot(b, bz, &n2);

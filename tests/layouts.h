@@ -2,7 +2,7 @@
 #ifndef SKYMOE_TESTS_LAYOUTS_H
 #define SKYMOE_TESTS_LAYOUTS_H
 
-#include "train_util.h"
+#include "mpirun_util.h"
 
 struct layout_case {
     const char *name, *model;
@@ -106,7 +106,7 @@ static UNUSED void copy_run(const char *from, const char *to)
 {
     char command[2 * PATH_LENGTH + 16];
     snprintf(command, sizeof command, "cp -r %s %s", from, to);
-    assert_int_equal(system(command), 0);
+    assert_int_equal(shell(command), 0);
 }
 
 // ---- numbers ----
@@ -117,8 +117,8 @@ static void compare_number(double *worst, double got, double want)
     if (!(error <= *worst)) *worst = error == error ? error : INFINITY;
 }
 
-// Rows of metrics: loss, gradient norm, drop rates, coefficients, auxiliary losses. close_steps: so many within 1e-5, the
-// others within 1e-4. bf16: one rounding of a sum in another order moves a loss by 2^-9 of an activation.
+// Rows of metrics: loss, gradient norm, drop rates, coefficients, auxiliary losses. close_steps: so many within 1e-5,
+// the others within 1e-4. bf16: one rounding of a sum in another order moves a loss by 2^-9 of an activation.
 static UNUSED void compare_runs(const char *want, const char *got, bool exact, bool bf16, long close_steps)
 {
     static const char *const fields[] = {"loss", "aux_loss", "grad_norm"};
@@ -130,7 +130,8 @@ static UNUSED void compare_runs(const char *want, const char *got, bool exact, b
         double *worst = i < close_steps ? &close : &later;
         for (size_t f = 0; f < sizeof fields / sizeof *fields; f++)
             compare_number(worst, number(b.row[i], fields[f]), number(a.row[i], fields[f]));
-        const cJSON *x = cJSON_GetObjectItem(a.row[i], "layers")->child, *y = cJSON_GetObjectItem(b.row[i], "layers")->child;
+        const cJSON *x = cJSON_GetObjectItem(a.row[i], "layers")->child;
+        const cJSON *y = cJSON_GetObjectItem(b.row[i], "layers")->child;
         for (; x; x = x->next, y = y->next) {
             assert_non_null(y);
             for (size_t f = 0; f < sizeof of_layer / sizeof *of_layer; f++)
@@ -140,7 +141,8 @@ static UNUSED void compare_runs(const char *want, const char *got, bool exact, b
     printf("  first %ld steps: %.2g, all: %.2g\n", close_steps, close, later);
     if (exact && (close > 0 || later > 0)) fail_msg("%s: not the same bits", got);
     double bound = bf16 ? 0.03 : 1e-5, loose = bf16 ? 0.1 : 1e-4;
-    if (!(close <= bound && later <= loose)) fail_msg("%s: %g and %g, at most %g and %g", got, close, later, bound, loose);
+    if (!(close <= bound && later <= loose))
+        fail_msg("%s: %g and %g, at most %g and %g", got, close, later, bound, loose);
     free_rows(&a);
     free_rows(&b);
 }

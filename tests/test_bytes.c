@@ -23,8 +23,8 @@ static void write_balanced(const char *path)
     OK_OR_FAIL(output_open(&out, path));
     for (int l = 0; l < L; l++)
         for (int t = 0; t < SEQUENCES * S; t++)
-            OK_OR_FAIL(output_print(&out, "{\"step\":1,\"layer\":%d,\"token\":%d,\"experts\":[%d,%d],\"weights\":[0.5,0.5],"
-                                    "\"dropped\":[false,false]}\n", l, t, t % E, (t + 1) % E));
+            OK_OR_FAIL(output_print(&out, "{\"step\":1,\"layer\":%d,\"token\":%d,\"experts\":[%d,%d],"
+                                    "\"weights\":[0.5,0.5],\"dropped\":[false,false]}\n", l, t, t % E, (t + 1) % E));
     OK_OR_FAIL(output_commit(&out, NULL));
 }
 
@@ -34,8 +34,9 @@ static struct so {
 {
     char folder[64];
     snprintf(folder, sizeof folder, "%s-%ld", name, transport_ranks());
-    const char *word[40] = {"--data", at("text"), "--model", at("moe.json"), "--output", at(folder), "--micro-batch-size",
-                            "2", "--global-batch-size", "4", "--seq-length", "16", "--eval-interval", "0",
+    const char *word[40] = {"--data", at("text"), "--model", at("moe.json"), "--output", at(folder),
+                            "--micro-batch-size", "2", "--global-batch-size", "4", "--seq-length", "16",
+                            "--eval-interval", "0",
                             "--train-steps", "1", "--save-interval", "0", "--replay-routing", at("balanced")};
     int n = 20;
     for (; *option; option++) word[n++] = *option;

@@ -3,8 +3,6 @@
 // and goes through the layouts of that number. LAYOUT_RANKS=2 tries that number alone; MPIRUN names another mpirun.
 #include "layouts.h"
 
-#include "mpirun_util.h"
-
 enum { STEPS = 20, CLOSE_STEPS = 5, SHORT = 2, MOST_RANKS = 8 };
 
 // ---- models and options ----
@@ -27,7 +25,7 @@ static void write_model(const char *name, bool moe, bool tied)
 // 9 sequences in micro-batches of 2: the last one is short, and no number of data-parallel ranks above 1 divides the 5.
 #define COMMON                                                                                                         \
     "--data", at("text"), "--micro-batch-size", "2", "--global-batch-size", "9", "--seq-length", "13", "--lr", "3e-3", \
-        "--lr-warmup-steps", "3", "--clip-grad", "0.7", "--eval-interval", "0", "--save-interval", "0", "--log-interval", "1000"
+        "--lr-warmup-steps", "3", "--clip-grad", "0.7", "--eval-interval", "0", "--save-interval", "0"
 
 // Words of a call: the common ones, the case's, the layout's, and what this call wants.
 struct words {
@@ -126,10 +124,12 @@ static void try_layout(const struct layout_row *row)
     WORDS(&w, "--lr", "0");
     train(&t, &w);
     trainer_close(&t);
-    if (speaks) same_file(at(name_of("start", c->name)), at(name_of("init", row->name)), "step-000001/model.safetensors");
+    if (speaks)
+        same_file(at(name_of("start", c->name)), at(name_of("init", row->name)), "step-000001/model.safetensors");
 
     if (speaks) copy_run(at(name_of("start", c->name)), at(name_of("again", row->name)));
-    group_barrier(&(struct group){"world", CHANNEL_WORLD, transport_ranks(), transport_rank(), 0, 1, transport_ranks(), 0});
+    struct group world = group_of("world", CHANNEL_WORLD, 0, 1, transport_ranks(), transport_rank());
+    group_barrier(&world);
     w = (struct words){.n = 0};
     WORDS(&w, "--resume", "--output", at(name_of("again", row->name)));
     add_words(&w, row->options);

@@ -24,12 +24,12 @@ struct training_state {
     double *bias;          // [L, E] of the gates (--moe-aux-loss bias), to the last bit; NULL when not kept
 };
 
-// All ranks of a job call the next two, and fail together. A file has the same bytes whatever the layout: rank 0 makes it,
-// every rank writes what it owns, rank 0 gives it its name.
+// All ranks of a job call the next two, and fail together. A file has the same bytes whatever the layout: rank 0 makes
+// it, every rank writes what it owns, rank 0 gives it its name.
 MUST_USE enum status checkpoint_save(const char *run, const struct zero *z, const struct training_state *s,
                                      const char *settings, const char *tokenizer_folder, long keep);
-// Reads weights, masters, moments and state, as much as this rank holds; every checksum is verified. The arrays of s must
-// have room (model's L, E).
+// Reads weights, masters, moments and state, as much as this rank holds; every checksum is verified. The arrays of s
+// must have room (model's L, E).
 MUST_USE enum status checkpoint_load(struct zero *z, struct training_state *s, const char *path);
 // Path of the newest checkpoint of RUN (or RUN itself when it is a step folder). ERR_IO when there is none.
 MUST_USE enum status checkpoint_latest(char path[PATH_LENGTH], const char *run);

@@ -137,7 +137,8 @@ static enum status stream_file(struct folder_writer *folder, const char *path, c
     return folder_writer_hash(folder, "training/optimizer.safetensors", hash);
 }
 
-static enum status write_file(struct folder_writer *folder, const struct zero *z, const struct tensor_plan *plan, long n)
+static enum status write_file(struct folder_writer *folder, const struct zero *z, const struct tensor_plan *plan,
+                              long n)
 {
     char path[PATH_LENGTH];
     bool first = transport_rank() == 0;

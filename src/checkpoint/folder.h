@@ -38,8 +38,8 @@ float model_folder_scale(const struct model_folder *f, long i, long element);
 void values_from_float(void *to, enum dtype dtype, const float *from, long n);
 void floats_from_values(float *to, const void *from, enum dtype dtype, long n);
 
-// Which of f->params.item is parameter p of a model; looks from `from` on, for both lists have the same order. Only a gate
-// bias, which starts at 0, may be missing in a folder that a model starts from: -1.
+// Which of f->params.item is parameter p of a model; looks from `from` on, for both lists have the same order. Only a
+// gate bias, which starts at 0, may be missing in a folder that a model starts from: -1.
 long model_folder_find(const struct model_folder *f, const struct param *p, long from);
 
 // Weights as they lie in the files, for inference: a model uses them as o.mapped. A field of the parameter table is
@@ -56,8 +56,8 @@ MUST_USE enum status mapped_weights_open(struct mapped_weights *w, const struct 
                                          enum dtype other);
 void mapped_weights_close(struct mapped_weights *w);
 
-// Fills what m holds of the parameters (converting dtypes) but for those that are mapped. m was initialised from f->config. FP8 tensors
-// go in as they are when m->o.weights is QUANT_FP8. Does not set masters.
+// Fills what m holds of the parameters (converting dtypes) but for those that are mapped. m was initialised from
+// f->config. FP8 tensors go in as they are when m->o.weights is QUANT_FP8. Does not set masters.
 MUST_USE enum status model_folder_load(struct model *m, const struct model_folder *f);
 
 // ---- writing ----
@@ -82,9 +82,9 @@ MUST_USE enum status folder_writer_hash(struct folder_writer *w, const char *nam
 // Copies what a folder has beside its weights: tokenizer, chat template, generation settings, Python files. Writes
 // generation_config.json when `from` has none (or is NULL).
 MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *from);
-// The folder from several processes: one opens it and makes the shards, the others join; all write pieces (bytes `at` of
-// the named tensor) and close what they wrote (so_far: how it went); then all together learn the checksums of the shards,
-// each of some. Who joined commits and aborts too, which does nothing on the disk.
+// The folder from several processes: one opens it and makes the shards, the others join; all write pieces (bytes `at`
+// of the named tensor) and close what they wrote (so_far: how it went); then all together learn the checksums of the
+// shards, each of some. Who joined commits and aborts too, which does nothing on the disk.
 MUST_USE enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
                                         const struct tensor_plan *tensor, long n, long shard_bytes);
 MUST_USE enum status folder_writer_shards(struct folder_writer *w);

@@ -23,8 +23,8 @@ static void load_scales(const struct kernels *k, const struct model_folder *f, l
 }
 
 // A run of elements that lie behind each other in the folder and here.
-static void load_run(const struct kernels *k, struct tensor to, const struct model_folder *f, long i, long from, long at,
-                     long n, float *values, void *converted)
+static void load_run(const struct kernels *k, struct tensor to, const struct model_folder *f, long i, long from,
+                     long at, long n, float *values, void *converted)
 {
     char *place = (char *)to.data + at * dtype_size(to.dtype);
     if (to.dtype == (enum dtype)f->stored[i]->type) {

@@ -34,7 +34,7 @@ struct folder_writer {
     bool file_open;
     struct safetensors_writer file;
     bool joined;     // another process makes the folder
-    struct placed_file *placed; // [shards] open ones have a descriptor, when the folder is written from several processes
+    struct placed_file *placed; // [shards] when several processes write the folder; open ones have a `tensor`
     struct entry *entry;
     long entries;
 };

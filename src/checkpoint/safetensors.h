@@ -58,8 +58,8 @@ void safetensors_write_abort(struct safetensors_writer *w);
 
 // ---- one file, many writers ----
 //
-// One process makes PATH.part, whole but for its data; then any number of processes write pieces of tensors into it, each
-// where it belongs; and when all have closed it, one gives it its name.
+// One process makes PATH.part, whole but for its data; then any number of processes write pieces of tensors into it,
+// each where it belongs; and when all have closed it, one gives it its name.
 
 MUST_USE enum status placed_file_make(const char *path, const struct tensor_plan *tensor, long n);
 struct placed_file {
@@ -69,7 +69,8 @@ struct placed_file {
     long *at;                         // [n] where each begins in the file
     long n, last;                     // last: a guess at what is asked for next
 };
-MUST_USE enum status placed_file_open(struct placed_file *f, const char *path, const struct tensor_plan *tensor, long n);
+MUST_USE enum status placed_file_open(struct placed_file *f, const char *path, const struct tensor_plan *tensor,
+                                       long n);
 // `at`: bytes from the tensor's beginning.
 MUST_USE enum status placed_file_write(struct placed_file *f, const char *tensor, const void *data, long at,
                                        long bytes);

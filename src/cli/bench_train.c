@@ -45,8 +45,8 @@ static void memory_row(const struct model *m, const struct zero *z, long planned
     r->roof = roof;
     r->pairs = 1;
     snprintf(r->shape, sizeof r->shape,
-             "arenas - plan: %ld bytes; buffers of kernels and libraries %.0f MiB; before: %.0f", arenas(m, z) - planned,
-             (double)(peak - planned) / (1 << 20), (double)before / (1 << 20));
+             "arenas - plan: %ld bytes; buffers of kernels and libraries %.0f MiB; before: %.0f",
+             arenas(m, z) - planned, (double)(peak - planned) / (1 << 20), (double)before / (1 << 20));
 }
 
 // ---- steps ----

@@ -27,6 +27,9 @@ MUST_USE enum status command_start(const struct settings *s, struct common_optio
 // thread of its own, and a kernel whose threads wait for each other would wait for it.
 MUST_USE enum status command_threads_beside_writing(const struct common_options *common);
 
+struct trainer;
+void print_grid(const struct trainer *t); // --print-grid of train, to stdout
+
 // A command's result as a line on standard output; frees o either way.
 MUST_USE enum status command_print_json(struct json_out *o);
 

@@ -76,7 +76,8 @@ static enum status run(int argc, char **argv)
 {
     const struct command *command = command_find(argv[0]);
     if (command && !command->ranks && transport_ranks() > 1)
-        return fail(ERR_CONFIG, "it runs as one process, not as %ld ranks (start it without mpirun)", transport_ranks());
+        return fail(ERR_CONFIG, "it runs as one process, not as %ld ranks (start it without mpirun)",
+                    transport_ranks());
     if (command) return command->run(argc, argv);
     bool help = strcmp(argv[0], "help") == 0 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0;
     return help ? help_run(argc, argv) : command_unknown(argv[0]);

@@ -58,6 +58,15 @@ static void write_report(const char *run)
         log_warning("no report: %s", fail_message());
 }
 
+// "6,6,5", cut off where there is no more room.
+static void list_text(char *text, size_t room, const long *list, long n)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (long i = 0; i < n && used < room - 24; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s%ld", i ? "," : "", list[i]);
+}
+
 // The planner's best lists, with FLOPs as its clock.
 static enum status choose_split(struct run_layout *l, const struct config *c, const struct train_options *o)
 {
@@ -74,21 +83,17 @@ static enum status choose_split(struct run_layout *l, const struct config *c, co
     long parts = layout_parts(&l->layout, AXIS_LAYER);
     if (!l->list[AXIS_LAYER]) l->list[AXIS_LAYER] = calloc((size_t)parts, sizeof(long));
     if (!l->recompute_layers) l->recompute_layers = calloc((size_t)l->layout.pp, sizeof(long));
-    if (!l->list[AXIS_LAYER] || !l->recompute_layers) return fail(ERR_MEMORY, "memory: a list of %ld was refused", parts);
-    char text[512] = "";
-    long used = 0;
-    for (long i = 0; i < parts; i++) {
-        l->list[AXIS_LAYER][i] = s.layers[i];
-        if (used < (long)sizeof text - 24) used += snprintf(text + used, sizeof text - (size_t)used, "%s%ld", i ? "," : "", s.layers[i]);
-    }
-    l->layout.given[AXIS_LAYER] = l->list[AXIS_LAYER];
-    used += snprintf(text + used, sizeof text - (size_t)used, " --recompute-layers ");
-    for (long i = 0; i < l->layout.pp; i++) {
+    if (!l->list[AXIS_LAYER] || !l->recompute_layers)
+        return fail(ERR_MEMORY, "memory: a list of %ld was refused", parts);
+    for (long i = 0; i < parts; i++) l->list[AXIS_LAYER][i] = s.layers[i];
+    for (long i = 0; i < l->layout.pp; i++)
         l->recompute_layers[i] = l->recompute == RECOMPUTE_NONE ? 0 : s.recompute[i];
-        if (used < (long)sizeof text - 24)
-            used += snprintf(text + used, sizeof text - (size_t)used, "%s%ld", i ? "," : "", l->recompute_layers[i]);
-    }
-    log_line("planner: --layer-split %s%s", text, fits ? "" : " (no list fits the memory limit)");
+    l->layout.given[AXIS_LAYER] = l->list[AXIS_LAYER];
+    char layers[256], recompute[256];
+    list_text(layers, sizeof layers, l->list[AXIS_LAYER], parts);
+    list_text(recompute, sizeof recompute, l->recompute_layers, l->layout.pp);
+    log_line("planner: --layer-split %s --recompute-layers %s%s", layers, recompute,
+             fits ? "" : " (no list fits the memory limit)");
     return OK;
 }
 
@@ -96,7 +101,7 @@ static enum status choose_split(struct run_layout *l, const struct config *c, co
 static enum status finish(const struct trainer *t, bool json)
 {
     if (t->o.print_grid) {
-        trainer_print_grid(t);
+        print_grid(t);
         return OK;
     }
     write_report(t->o.output);

@@ -13,7 +13,8 @@
 
 // A micro-batch's T rows, of which each rank has its own range (partition): all of them in `room` [T rows]. Returns
 // where they are: `own` itself in a group of one. own may lie at its place in room.
-void *tokens_gather(const struct group *g, const struct kernels *k, const void *own, void *room, long T, long row_bytes);
+void *tokens_gather(const struct group *g, const struct kernels *k, const void *own, void *room, long T,
+                    long row_bytes);
 
 // The other way: every rank has a part of the sum of all T rows [T, columns]. own (its range) = the sum over the ranks,
 // in rank order. others: room for the parts of the other ranks [T, columns]. In a group of one own is part already.
@@ -45,8 +46,8 @@ void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, 
 struct range row_chunk_experts(const struct row_plan *p, long chunk);
 struct range row_chunk_rows(const struct row_plan *p, long chunk);
 
-// Own rows [own rows, row bytes] of the chunk's experts travel to `here`, or (back) from there. Then the ranks that hold
-// slices of the same experts share what came: rows_share; and before returning they add up their parts: rows_sum.
+// Own rows [own rows, row bytes] of the chunk's experts travel to `here`, or (back) from there. Then the ranks that
+// hold slices of the same experts share what came: rows_share; and before returning they add up their parts: rows_sum.
 struct transfer *rows_start(const struct row_plan *p, const struct kernels *k, const void *own, void *here,
                             long row_bytes, long chunk);
 struct transfer *rows_return_start(const struct row_plan *p, const struct kernels *k, void *own, const void *here,

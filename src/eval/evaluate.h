@@ -19,8 +19,8 @@ typedef double loss_sum(struct model *m, const struct batch *b);
 double model_sum(struct model *m, const struct batch *b);
 
 // Over at most max_tokens tokens (0: all) of the loader's sources in stored order, dropless, documents masked as the
-// loader says. t may be NULL. All ranks of a job call; batches go round the data-parallel ranks, and the result is the same
-// on all.
+// loader says. t may be NULL. All ranks of a job call; batches go round the data-parallel ranks, and the result is the
+// same on all.
 MUST_USE enum status evaluate_loss(struct evaluation *e, struct model *m, struct loader *l, const struct tokenizer *t,
                                    long max_tokens, loss_sum *sum);
 

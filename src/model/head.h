@@ -17,7 +17,8 @@ struct head_scratch {
 void head_scratch_layout(struct head_scratch *s, struct arena *a, const struct context *x, long T, bool backward);
 
 // Over in [own, D] and the targets of all T tokens (device; host_target the same on the host). Losses of all T into
-// s->loss, the same on every tensor rank; with g not NULL also dx (=) and the gradients (+=) of the loss sum times `scale` (1/N).
+// s->loss, the same on every tensor rank; with g not NULL also dx (=) and the gradients (+=) of the loss sum times
+// `scale` (1/N).
 void head_loss(const struct context *x, const struct model_params *p, struct model_params *g, struct head_scratch *s,
                el *dx, const el *in, const int *target, const int *host_target, double scale, long T);
 

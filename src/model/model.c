@@ -158,8 +158,8 @@ static struct arena *arena_of(struct model *m, long i)
     return i < (long)(sizeof arena / sizeof *arena) ? arena[i] : NULL;
 }
 
-// Room for the rows of a training micro-batch, and for those of one sequence when none is dropped. Where none travels, or
-// somebody else decides, for as many as there can be.
+// Room for the rows of a training micro-batch, and for those of one sequence when none is dropped. Where none travels,
+// or somebody else decides, for as many as there can be.
 static long rows_room(const struct context *x, const struct model_options *o)
 {
     bool all = !o->training || moe_alone(x) || o->given_routing;
@@ -248,8 +248,9 @@ enum status model_measure(struct model_bytes *bytes, const struct config *c, con
 void param_draw(const struct model *m, const struct param *p, const struct init_rule *rule, long at, long n)
 {
     const struct kernels *k = m->x.k;
-    const double std[] = {
-        [INIT_STD] = rule->std, [INIT_STD_OUT] = rule->std / sqrt(2.0 * (double)m->c.L), [INIT_ROUTER] = rule->router_std};
+    const double std[] = {[INIT_STD] = rule->std,
+                          [INIT_STD_OUT] = rule->std / sqrt(2.0 * (double)m->c.L),
+                          [INIT_ROUTER] = rule->router_std};
     CHECK(n <= DRAW_CHUNK);
     for (long i = 0, run; i < n; i += run) {
         struct tensor to = {.data = acc_at(&m->x, m->drawn, i), .dtype = k->acc};
@@ -445,7 +446,8 @@ void model_backward_weight(struct model *m, const struct micro *i, const struct 
         if (m->slots[l].gradients_n) layer_backward_weight(m, i, &b, l);
 }
 
-double model_forward_backward(struct model *m, const struct batch *host, double loss_scale, double aux_weight, bool last)
+double model_forward_backward(struct model *m, const struct batch *host, double loss_scale, double aux_weight,
+                              bool last)
 {
     struct micro i = {.loss_scale = loss_scale, .aux_weight = aux_weight, .last = last};
     CHECK(model_begins(m, 0) && model_ends(m, 0));

@@ -1,5 +1,5 @@
-// A model in memory, or what one rank holds of it: the layers of its pipeline stage, and of those its share. For training
-// or for inference. A rank alone holds everything.
+// A model in memory, or what one rank holds of it: the layers of its pipeline stage, and of those its share. For
+// training or for inference. A rank alone holds everything.
 #ifndef SKYMOE_MODEL_MODEL_H
 #define SKYMOE_MODEL_MODEL_H
 
@@ -67,8 +67,8 @@ struct model {
 MUST_USE enum status model_init(struct model *m, const struct config *c, const struct model_options *o);
 void model_free(struct model *m);
 
-// Everything of model_init but the memory: layouts in measuring mode, their sizes in the arenas' `peak`, and the table of
-// parameters. model_free releases.
+// Everything of model_init but the memory: layouts in measuring mode, their sizes in the arenas' `peak`, and the table
+// of parameters. model_free releases.
 MUST_USE enum status model_outline(struct model *m, const struct config *c, const struct model_options *o);
 
 // The bytes of each arena alone.

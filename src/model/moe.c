@@ -144,7 +144,8 @@ static void hidden(const struct context *x, const struct layer_params *p, struct
                  acc_at(x, s->row_weight, m.rows.first), m.rows.count, F);
 }
 
-static void experts_forward(const struct context *x, const struct layer_params *p, struct moe_saved *s, el *rows, long c)
+static void experts_forward(const struct context *x, const struct layer_params *p, struct moe_saved *s, el *rows,
+                            long c)
 {
     struct chunk m = chunk_of(s, c);
     hidden(x, p, s, c);

@@ -9,8 +9,8 @@
 // travels with its row and multiplies inside the expert, so backward needs no returned rows. Routing decisions are
 // always kept; what leads from them to the experts' hidden rows can be recomputed.
 //
-// A rank routes its own tokens, but who is dropped is decided over the micro-batch: every tensor rank learns all choices
-// and comes to the same decision. R rows leave this rank, `plan` says how many lie here for its experts.
+// A rank routes its own tokens, but who is dropped is decided over the micro-batch: every tensor rank learns all
+// choices and comes to the same decision. R rows leave this rank, `plan` says how many lie here for its experts.
 #ifndef SKYMOE_MODEL_MOE_H
 #define SKYMOE_MODEL_MOE_H
 
@@ -39,7 +39,8 @@ struct moe_balance {
     bool has_global;
     double *bias;                // [E] of the gate, what p->gate_bias holds rounded; moved once a step by the trainer
     const int *given;            // [T, K] device: replayed routing of this micro-batch (route_given); NULL: route
-    // sums over the step's micro-batches; of own tokens: z and statistics, of all tokens of the micro-batch: the others.
+    // sums over the step's micro-batches; of own tokens: z and statistics, of all tokens of the micro-batch: the
+    // others.
     long *count;                 // [E] assignments before dropping
     double *p_sum;               // [E] sum of g over tokens
     long dropped;                // assignments over the capacity (or the virtual one)

@@ -6,8 +6,8 @@
 
 // ---- what is under way ----
 
-// Two are enough where messages go between neighbours in a line: a stage that waits for the last but one to arrive waits
-// for a neighbour that needs nothing later from it. Around a ring all that the stage keeps may be under way.
+// Two are enough where messages go between neighbours in a line: a stage that waits for the last but one to arrive
+// waits for a neighbour that needs nothing later from it. Around a ring all that the stage keeps may be under way.
 static long outbox_size(const struct pipeline_schedule *s)
 {
     long n = 2;
@@ -103,7 +103,8 @@ static void all_sent(struct outbox *box)
 
 // ---- a step ----
 
-static enum status act(struct pipeline_engine *e, const struct action *a, const struct micro_source *source, double *sum)
+static enum status act(struct pipeline_engine *e, const struct action *a, const struct micro_source *source,
+                       double *sum)
 {
     struct model *m = e->m;
     struct micro i = {.chunk = a->chunk, .number = a->micro, .loss_scale = source->loss_scale,

@@ -42,7 +42,8 @@ static bool is_tied(const struct model *m, const struct param *p)
 static enum holders holders_of(const struct model *m, const struct param *p)
 {
     if (is_tied(m, p)) return HOLD_TIED;
-    return p->kind->reduce == REDUCE_EXPERT ? HOLD_REPLICAS : p->kind->reduce == REDUCE_EVERYWHERE ? HOLD_PLANE : HOLD_DATA;
+    if (p->kind->reduce == REDUCE_EXPERT) return HOLD_REPLICAS;
+    return p->kind->reduce == REDUCE_EVERYWHERE ? HOLD_PLANE : HOLD_DATA;
 }
 
 static const struct group *group_for(const struct model *m, enum holders h)

@@ -64,8 +64,8 @@ void balance_begin(struct model *m)
     for (long l = 0; l < (m->balance ? m->c.L : 0); l++) moe_balance_reset(&m->balance[l], m->c.E);
 }
 
-// A layer's sums as numbers, and back. Of own tokens: z and the statistics, which all ranks of a stage have parts of; the
-// others are the same on the ranks of a tensor group, of which one tells them.
+// A layer's sums as numbers, and back. Of own tokens: z and the statistics, which all ranks of a stage have parts of;
+// the others are the same on the ranks of a tensor group, of which one tells them.
 static void pack(double *to, const struct moe_balance *b, long E, bool tells)
 {
     for (long e = 0; e < E; e++) {

@@ -206,8 +206,8 @@ static enum status too_many_skipped(const struct trainer *t)
                 t->o.skip_grad_norm, kept);
 }
 
-// What this process has sent since its start, and how long it has waited for rows, gradients and weights of other ranks.
-// Waiting for another stage is part of the pipeline's bubble and not counted.
+// What this process has sent since its start, and how long it has waited for rows, gradients and weights of other
+// ranks. Waiting for another stage is part of the pipeline's bubble and not counted.
 struct so_far {
     double waited_s;
     long bytes[4]; // of all: near, far; of experts: near, far

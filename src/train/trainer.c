@@ -237,7 +237,7 @@ static uint64_t hash_of_program(void)
 static enum status check_same(const struct trainer *t)
 {
     enum { PROGRAM, SETTINGS, KINDS };
-    static const char *const what[KINDS] = {"the program is another one than on rank 0 (install the same on every host)",
+    static const char *const what[KINDS] = {"its program is not rank 0's (install the same on every host)",
                                             "its settings differ from rank 0's (start all ranks alike)"};
     uint64_t own[KINDS] = {hash_of_program(), xxh3(t->settings, (long)strlen(t->settings))}, first[KINDS];
     struct group world = t->grid.world;

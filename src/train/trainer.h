@@ -67,11 +67,9 @@ struct trainer {
 MUST_USE enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set);
 void trainer_close(struct trainer *t);
 
-// The planner's choice for --layer-split auto and --recompute-layers auto; the program sets it (train knows no planner).
+// The planner's choice for --layer-split auto and --recompute-layers auto; the program sets it (train knows no
+// planner).
 extern enum status (*trainer_choose_split)(struct run_layout *l, const struct config *c, const struct train_options *o);
-
-// What --print-grid prints, to stdout.
-void trainer_print_grid(const struct trainer *t);
 
 // Until --train-steps or until a stop is asked for, with evaluations and checkpoints on the way and one at the end.
 MUST_USE enum status trainer_run(struct trainer *t);

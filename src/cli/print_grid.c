@@ -1,6 +1,7 @@
 // --print-grid: who holds what, and which ranks form groups.
 #include <stdio.h>
 
+#include "cli/command.h"
 #include "train/trainer.h"
 
 static void print_groups(const struct layout *l, const char *name, long offset)
@@ -41,7 +42,7 @@ static void print_rank(const struct config *c, const struct layout *l, long rank
     printf("%s%s\n", n.embeds ? " embedding" : "", n.ends ? " head" : "");
 }
 
-void trainer_print_grid(const struct trainer *t)
+void print_grid(const struct trainer *t)
 {
     static const struct {
         const char *name;
@@ -49,14 +50,15 @@ void trainer_print_grid(const struct trainer *t)
     } groups[] = {
         {"pipeline", offsetof(struct grid, pipeline)},  {"data", offsetof(struct grid, data)},
         {"tensor", offsetof(struct grid, tensor)},      {"expert", offsetof(struct grid, expert)},
-        {"expert tensor", offsetof(struct grid, expert_tensor)}, {"replicas of experts", offsetof(struct grid, replicas)},
+        {"expert tensor", offsetof(struct grid, expert_tensor)},
+        {"replicas of experts", offsetof(struct grid, replicas)},
         {"tied embedding", offsetof(struct grid, tied)},
     };
     const struct layout *l = &t->layout.layout;
     printf("%ld ranks = %ld stages x %ld data x %ld tensor", layout_ranks(l), l->pp, l->dp, l->tp);
     if (t->config.E)
-        printf("; experts: %ld stages x %ld replicas x %ld expert x %ld slices", l->pp, l->dp * l->tp / (l->ep * l->etp),
-               l->ep, l->etp);
+        printf("; experts: %ld stages x %ld replicas x %ld expert x %ld slices", l->pp,
+               l->dp * l->tp / (l->ep * l->etp), l->ep, l->etp);
     printf("\n");
     for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
         if (t->config.tied || groups[i].offset != offsetof(struct grid, tied))
