@@ -60,6 +60,13 @@ $(OUT)/%.o: %.cc
 $(OUT)/tests/test_%: $(OUT)/tests/test_%.o $(LIBRARY)
 	$(CXX) $(MODE) $(OPENMP) $(EXTRA) -o $@ $(filter %.o,$^) $(LIBRARY) $(LIBS) -lcmocka $(WRAP)
 
+# A program that does to itself what SKYMOE_FAULT says: its own alive.o comes before the library's.
+$(OUT)/faulty/alive.o: src/comm/alive.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -DSKYMOE_TEST_FAULTS -c -o $@ $<
+$(OUT)/skymoe-faulty: $(MAIN) $(OUT)/faulty/alive.o $(LIBRARY)
+	$(CXX) $(MODE) $(OPENMP) $(EXTRA) -o $@ $^ $(LIBS)
+
 # test_faults puts tests/faults.c between the program and the system; what stands between may not be instrumented.
 FAULT_CALLS = open openat fstat read write mmap fsync close rename mkdir rmdir unlink unlinkat opendir fdopendir readdir \
     fopen pthread_create
@@ -73,7 +80,7 @@ $(OUT)/tests/fuzz/%: $(OUT)/tests/fuzz/%.o $(LIBRARY)
 objects: $(OBJECTS) $(TESTS:%=%.o) $(OUT)/tests/faults.o
 fuzzers: $(FUZZERS)
 
-test: $(OUT)/skymoe $(TESTS)  ## every test program
+test: $(OUT)/skymoe $(OUT)/skymoe-faulty $(TESTS)  ## every test program
 	@SKYMOE=$(OUT)/skymoe tests/run.sh $(TESTS)
 
 asan:  ## every test program with AddressSanitizer and UndefinedBehaviorSanitizer

@@ -61,6 +61,11 @@ void log_prefix(const char *program, const char *command)
     prefix[1] = command;
 }
 
+const char *log_command(void)
+{
+    return prefix[1];
+}
+
 void log_last_words(const char *object, const char *what)
 {
     const char *part[] = {line_open ? "\r\033[K" : "", prefix[0], *prefix[1] ? " " : "", prefix[1], ": ", object, ": ",

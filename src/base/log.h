@@ -11,6 +11,7 @@ void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));  
 
 // What stands before the sentence when a signal ends the process: "skymoe eval". Must outlive it.
 void log_prefix(const char *program, const char *command);
+const char *log_command(void); // as told to log_prefix; "" before
 // One line "PREFIX: OBJECT: WHAT", and the process is gone with exit code 1. For signal handlers.
 void log_last_words(const char *object, const char *what) __attribute__((noreturn));
 

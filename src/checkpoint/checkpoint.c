@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "comm/alive.h"
 
 enum { CHUNK = 1 << 18, STATE_LIMIT = 256 << 20, SETTINGS_LIMIT = 1 << 20, STEP_NAME = 32 };
 static const long COUNT_MAX = 1L << 53; // what a JSON number holds exactly
@@ -71,7 +72,9 @@ static enum status write_rest(struct folder_writer *w, const struct config *c, c
 {
     char path[PATH_LENGTH];
     TRY(folder_writer_copy(w, tokenizer_folder));
+    alive_beat();
     TRY(write_state(w, c, s));
+    alive_beat();
     TRY(folder_writer_path(path, w, "training/settings.conf"));
     return file_write(path, settings ? settings : "", settings ? (long)strlen(settings) : 0);
 }
@@ -105,6 +108,7 @@ static enum status write_folder(const char *path, const struct zero *z, const st
                                                      : folder_writer_join(&w, path, c, plan, n, 0));
     free(plan);
     if (status == OK) status = fill_folder(w, z, s, settings, tokenizer_folder);
+    alive_beat();
     if (status == OK) return agree(folder_writer_commit(w));
     if (w) folder_writer_abort(w);
     return status;
@@ -168,7 +172,9 @@ enum status checkpoint_save(const char *run, const struct zero *z, const struct 
     TRY(agree(path_join(latest, run, "latest")));
     TRY(write_folder(path, z, s, settings, tokenizer_folder));
     snprintf(text, sizeof text, "%s\n", name);
+    alive_beat();
     TRY(agree(first ? file_write(latest, text, (long)strlen(text)) : OK)); // durable when it returns
+    alive_beat();
     if (!first) return OK;
     // From here on the checkpoint is safe: a folder that cannot be removed must not end a training run.
     if (keep > 0 && remove_old(run, s->step, keep) != OK) log_warning("%s", fail_message());

@@ -13,7 +13,7 @@ struct command {
 };
 
 extern const struct command command_prepare, command_train, command_upcycle, command_eval, command_quantize,
-    command_generate, command_chat, command_inspect, command_report, command_bench, command_plan;
+    command_generate, command_chat, command_inspect, command_report, command_bench, command_plan, command_launch;
 
 extern const struct command *const commands[];
 extern const long commands_n;

@@ -15,7 +15,7 @@
 const struct command *const commands[] = { // in the order of the life of a model
     &command_prepare,  &command_train,    &command_upcycle, &command_eval,  &command_quantize,
     &command_generate, &command_chat,     &command_inspect, &command_report, &command_bench,
-    &command_plan,
+    &command_plan,     &command_launch,
 };
 const long commands_n = sizeof commands / sizeof commands[0];
 

@@ -17,11 +17,6 @@ enum { ROW = 384 }; // bytes of a file: always the same, so a reader never sees 
 static const char *const phase_names[PHASES] = {
     "start", "load", "forward", "exchange", "backward", "reduce", "optimizer", "save", "evaluate"};
 
-struct heart { // what a file says
-    long pid, step, counter, waits;
-    char phase[16], host[256];
-};
-
 static struct {
     char folder[PATH_LENGTH];
     int file;
@@ -103,14 +98,16 @@ void alive_close(void)
 // ---- work ----
 
 #ifdef SKYMOE_TEST_FAULTS
-// SKYMOE_FAULT=phase:step:rank:kill|stop|sleep, once.
+// SKYMOE_FAULT=phase:step:rank:kill|stop|sleep[:n], once: at the n-th sign of life in that phase.
 static void fault(void)
 {
+    static long seen;
     char phase[16], what[16];
-    long step, rank;
+    long step, rank, n = 1;
     const char *wanted = getenv("SKYMOE_FAULT");
-    if (!wanted || sscanf(wanted, "%15[^:]:%ld:%ld:%15s", phase, &step, &rank, what) != 4) return;
+    if (!wanted || sscanf(wanted, "%15[^:]:%ld:%ld:%15[a-z]:%ld", phase, &step, &rank, what, &n) < 4) return;
     if (strcmp(phase, phase_names[own.phase]) != 0 || step != own.step || rank != transport_rank()) return;
+    if (++seen < n) return;
     unsetenv("SKYMOE_FAULT");
     if (strcmp(what, "kill") == 0) raise(SIGKILL);
     if (strcmp(what, "stop") == 0) raise(SIGSTOP);
@@ -144,6 +141,7 @@ void alive_step(long step)
 void alive_beat(void)
 {
     beat(false);
+    fault();
 }
 
 void alive_waits(long rank)
@@ -155,10 +153,9 @@ void alive_waits(long rank)
 
 // ---- judging ----
 
-static bool read_heart(struct heart *h, long rank)
+static bool read_file(struct heart *h, const char *path)
 {
-    char path[PATH_LENGTH], row[ROW];
-    if (own.file < 0 || path_of(path, rank) != OK) return false;
+    char row[ROW];
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return false;
     ssize_t n = pread(file, row, ROW, 0);
@@ -166,6 +163,19 @@ static bool read_heart(struct heart *h, long rank)
     row[ROW - 1] = '\0';
     return n == ROW && sscanf(row, "host %255s pid %ld step %ld phase %15s counter %ld waits %ld", h->host, &h->pid,
                               &h->step, h->phase, &h->counter, &h->waits) == 6;
+}
+
+static bool read_heart(struct heart *h, long rank)
+{
+    char path[PATH_LENGTH];
+    return own.file >= 0 && path_of(path, rank) == OK && read_file(h, path);
+}
+
+bool alive_read(struct heart *h, const char *run, long rank)
+{
+    char folder[PATH_LENGTH], name[32], path[PATH_LENGTH];
+    snprintf(name, sizeof name, "%ld", rank);
+    return path_join(folder, run, "alive") == OK && path_join(path, folder, name) == OK && read_file(h, path);
 }
 
 void alive_judge(long rank, double patience)

@@ -19,7 +19,7 @@ MUST_USE enum status alive_open(const char *run);
 void alive_close(void); // removes this rank's file
 
 // Work moves on. Cheap: the file is written when the phase or the step changes and at most once a second otherwise.
-// Test builds do here what SKYMOE_FAULT=phase:step:rank:kill|stop|sleep asks for.
+// Test builds do here what SKYMOE_FAULT=phase:step:rank:kill|stop|sleep[:n] asks for, at the n-th call in that phase.
 void alive_phase(enum phase p);
 enum phase alive_phase_now(void);
 void alive_step(long step);
@@ -29,6 +29,12 @@ void alive_beat(void);
 void alive_judge(long rank, double patience);
 // This process waits for `rank` (-1: no longer): written at most once a second, and no progress.
 void alive_waits(long rank);
+// What a rank's file says, for whoever watches a job from outside.
+struct heart {
+    long pid, step, counter, waits;
+    char phase[16], host[256];
+};
+bool alive_read(struct heart *h, const char *run, long rank); // false where there is none
 // True for the first process of the job that asks: it may say why the job ends.
 bool alive_first_word(void);
 

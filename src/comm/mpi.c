@@ -55,6 +55,14 @@ static void must(int code, const char *call)
     transport_end("%s failed: %.300s", call, text);
 }
 
+const char *transport_library(void)
+{
+    static char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int length;
+    must(MPI_Get_library_version(text, &length), "MPI_Get_library_version"); // works before MPI_Init, too
+    return text;
+}
+
 static enum status gather_hosts(void)
 {
     char own[HOST_LENGTH] = "";
@@ -114,7 +122,7 @@ void transport_end(const char *format, ...)
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    if (alive_first_word()) log_error("%s", text);
+    if (alive_first_word()) log_error("skymoe%s%s: %s", *log_command() ? " " : "", log_command(), text);
     transport_abort(1);
 }
 

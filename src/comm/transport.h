@@ -19,6 +19,7 @@ enum channel {
 
 MUST_USE enum status transport_open(void);
 void transport_close(void);
+const char *transport_library(void); // "Open MPI v4.1.4 ...": whose mpirun starts this program
 long transport_rank(void);
 long transport_ranks(void);
 const char *transport_host(long rank);       // its name
