@@ -138,7 +138,7 @@ code '\(\((const  *)?(float|double|uint16_t) *\*\)[^()]*\)\[|\*\((const  *)?(flo
 code '\<(strcpy|strcat|strncpy|strncat|sprintf|vsprintf|gets|strtok|atoi|atol|atoll|atof|alloca|rand|srand|random|system|popen|tmpnam|mktemp|setjmp|longjmp|asctime|ctime|gmtime|localtime|strerror_r|fmax_nan)\(' \
     "${sources[@]}" "${tests[@]}" | rule 'functions that are not used here'
 code '\<goto\>|\<typedef  *(struct|enum|union)\>' "${sources[@]}" | rule 'no goto, no typedef of a struct'
-code '\<exit\(|\<_exit\(|\<abort\(' "${sources[@]}" | outside 'src/cli/main\.c|src/base/(status|log)\.c|src/comm/mpi\.c' |
+code '\<exit\(|\<_exit\(|\<abort\(' "${sources[@]}" | outside 'src/cli/(main|launch)\.c|src/base/(status|log)\.c|src/comm/mpi\.c' |
     rule 'only main ends the program'
 code '\<(omp_[a-z_]*)\(' "${sources[@]}" | outside src/kernels/ | rule 'OpenMP calls only in src/kernels/'
 

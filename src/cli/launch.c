@@ -1,5 +1,5 @@
-// skymoe launch: starts a command on several ranks with the MPI library's own mpirun, passes a stop on to them, says who
-// died when no rank could, and starts again from the last checkpoint.
+// skymoe launch: starts a command on several ranks with the MPI library's own mpirun, passes a stop on to them, says
+// who died when no rank could, and starts again from the last checkpoint.
 #include <ctype.h>
 #include <errno.h>
 #include <poll.h>
