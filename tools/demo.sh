@@ -43,7 +43,6 @@ fi
 say "2/8 Tokenizer and shards"
 [ -e "$dir/data_train.idx" ] || run "$skymoe" prepare --input "$dir/text" --output "$dir/data" --train-tokenizer \
     --vocab-size "$vocab" --split 92,8,0 --write-text
-validation=$(wc -c < "$dir/data_valid.txt")
 
 common=(--data "$dir/data" --seed "$seed" --seq-length "$seq" --dtype bf16 --lr-schedule wsd --adam-beta2 0.99
     --eval-tokens "$watch_tokens" --keep 0)
@@ -85,7 +84,8 @@ for name in dense continued continued-flops moe moe-fp8; do
     save "$dir/eval-$name.json" "$skymoe" eval --model "$folder" --data "$dir/data" --seq-length "$seq" \
         --max-tokens "$eval_tokens" --json
 done
-xz_bits=$(xz -9e -c "$dir/data_valid.txt" | wc -c | awk -v n="$validation" '{printf "%.4f", 8 * $1 / n}')
+judged=$(field "$dir/eval-moe.json" bytes) # of the text, from its beginning
+xz_bits=$(head -c "$judged" "$dir/data_valid.txt" | xz -9e -c | wc -c | awk -v n="$judged" '{printf "%.4f", 8 * $1 / n}')
 
 say "8/8 Text, report"
 samples=""
@@ -133,7 +133,7 @@ row "dense, continued (equal tokens)" dense_continued
 row "dense, continued (equal FLOPs)" dense_continued_equal_flops
 row "mixture of 8 experts, top-2" moe
 row "the same in FP8" moe_fp8
-printf '%-34s %10s %10.4f   of the same %d bytes\n' "xz -9e" "" "$xz_bits" "$validation"
+printf '%-34s %10s %10.4f   of the same %d bytes\n' "xz -9e" "" "$xz_bits" "$judged"
 printf 'FP8 against bf16: KL %.5f nats, perplexity %.3f -> %.3f\n' "$(field "$dir/quantize.json" kl_mean)" \
     "$(field "$dir/quantize.json" ppl_before)" "$(field "$dir/quantize.json" ppl_after)"
 # What a run may claim: `spread` is by how much the loss of one model differs between seeds 1 to 3 (docs/performance.md).
