@@ -168,4 +168,4 @@ static enum status run(int argc, char **argv)
     return OK;
 }
 
-const struct command command_bench = {.name = "bench", .run = run, .settings = &settings};
+const struct command command_bench = {.name = "bench", .run = run, .settings = &settings, .ranks = true};
