@@ -5,7 +5,6 @@
 
 #include "base/rng.h"
 
-
 // ---- layout ----
 
 static void params_layout(struct model_params *p, struct model *m, struct arena *a, enum dtype matrix, enum dtype other,
@@ -52,12 +51,11 @@ static void layer_gradients_layout(struct model *m, struct layer_slots *s)
 
 static void layers_layout(struct model *m)
 {
-    long all = 0, shared = m->scratch_arena.used, l = 0;
+    long all = 0, shared = m->scratch_arena.used;
     struct layer_slots measured;
     m->slots = arena_take(&m->host, m->x.local.L, sizeof *m->slots);
-    for (int pass = 0; pass < 2; pass++) { // first count, then place
+    for (long pass = 0, l = 0; pass < 2; pass++, l = 0) { // first count, then place
         struct block_saved *saved = pass ? m->saved : NULL;
-        l = 0;
         for (long v = 0; v < m->grid.layout.virtual_stages; v++) {
             struct model_slots n = slots_of(&m->o, v);
             for (long i = 0; i < chunk_layers(&m->c, &m->grid, v).count; i++, l++) {
@@ -65,7 +63,7 @@ static void layers_layout(struct model *m)
                 *s = (struct layer_slots){.layer = layer_of(&m->c, &m->grid, l), .level = level_of(&m->o, l)};
                 s->saved_n = s->level == RECOMPUTE_NONE ? n.saved : n.backward;
                 s->gradients_n = s->level == RECOMPUTE_NONE ? n.weight : 0;
-                if (!pass) all += s->saved_n;
+                all += s->saved_n;
                 if (!pass) continue;
                 layer_saved_layout(m, s, saved, shared);
                 if (m->o.training) layer_gradients_layout(m, s);
@@ -74,6 +72,11 @@ static void layers_layout(struct model *m)
         }
         if (!pass) m->saved = arena_take(&m->host, all, sizeof *m->saved);
     }
+}
+
+static long batch_ints(long T)
+{
+    return (4 * T + 15) / 16 * 16; // fills multiples of ARENA_ALIGN, so that n batches take n times as much
 }
 
 static long batch_slots(const struct model *m)
@@ -121,8 +124,8 @@ static void model_layout(struct model *m)
     m->x.angle = arena_take(&m->scratch_arena, o->positions * m->c.C, dtype_size(acc_type));
     if (o->given_routing) m->given = arena_take(&m->scratch_arena, m->x.local.L * T * m->c.K, sizeof *m->given);
     m->batch_slots = batch_slots(m);
-    m->batch_ints = arena_take(&m->scratch_arena, m->grid.layout.virtual_stages * m->batch_slots * 4 * T,
-                               sizeof *m->batch_ints);
+    long batches = m->grid.layout.virtual_stages * m->batch_slots;
+    m->batch_ints = arena_take(&m->scratch_arena, batches * batch_ints(T), sizeof *m->batch_ints);
     m->drawn = arena_take(&m->scratch_arena, DRAW_CHUNK, dtype_size(acc_type));
     m->out = arena_take(&m->scratch_arena, own * D, el_size);
     room_layout(m, T);
@@ -237,8 +240,7 @@ enum status model_measure(struct model_bytes *bytes, const struct config *c, con
 {
     struct model m;
     TRY(model_outline(&m, c, o));
-    *bytes = (struct model_bytes){.parameters = m.parameters.peak, .gradients = m.gradients.peak,
-                                  .saved = m.activations.peak, .scratch = m.scratch_arena.peak};
+    *bytes = (struct model_bytes){m.parameters.peak, m.gradients.peak, m.activations.peak, m.scratch_arena.peak};
     model_free(&m);
     return OK;
 }
@@ -293,7 +295,7 @@ long model_local_layer(const struct model *m, long l)
 static struct batch batch_at(const struct model *m, long chunk, long micro, long B, long S)
 {
     long most = m->o.B * m->o.S;
-    int *at = m->batch_ints + (chunk * m->batch_slots + micro % m->batch_slots) * 4 * most;
+    int *at = m->batch_ints + (chunk * m->batch_slots + micro % m->batch_slots) * batch_ints(most);
     return (struct batch){B, S, at, at + most, at + 2 * most, at + 3 * most};
 }
 

@@ -23,6 +23,7 @@ struct bucket {
     long runs, elements;
     struct range own;     // of the bucket, this rank's
     struct range kept;    // what state is kept for: own, or everything
+    acc *master, *m, *v;  // of what is kept; master NULL where the values themselves are acc
     long piece, pieces;   // of zero.piece
 };
 
@@ -123,22 +124,34 @@ static void tell_runs(const struct bucket *b, struct range r, run_told *tell, vo
 
 // ---- life ----
 
-static bool has_master(const struct zero *z, const struct param *p)
-{
-    return p->kind->in_acc ? false : z->m->x.k->el != z->m->x.k->acc;
-}
-
 static void add_piece(void *whom, const struct bucket *b, const struct param *p, long from, long n, long at)
 {
     struct zero *z = whom;
-    long size = dtype_size(z->m->x.k->acc);
+    const struct context *x = &z->m->x;
     struct zero_piece made = {.param = p, .from = from, .n = n};
     made.owned = at >= b->own.first && at < b->own.first + b->own.count;
-    made.master = has_master(z, p) ? arena_take(&z->optimizer, n, size) : NULL;
-    made.m = arena_take(&z->optimizer, n, size);
-    made.v = arena_take(&z->optimizer, n, size);
-    if (z->piece) z->piece[z->pieces] = made;
+    if (z->piece) {
+        long i = at - b->kept.first;
+        made.master = b->master ? acc_at(x, b->master, i) : NULL;
+        made.m = acc_at(x, b->m, i);
+        made.v = acc_at(x, b->v, i);
+        z->piece[z->pieces] = made;
+    }
     z->pieces++;
+}
+
+// Whole buckets, so that who owns more elements never needs less room. The tensors of a bucket are alike: all have
+// masters or none has.
+static void state_layout(struct zero *z, struct bucket *b)
+{
+    const struct kernels *k = z->m->x.k;
+    long n = b->kept.count, size = dtype_size(k->acc);
+    bool masters = !b->run->param->kind->in_acc && k->el != k->acc;
+    for (const struct zero_run *run = b->run; run < b->run + b->runs; run++)
+        CHECK(run->param->kind->in_acc == b->run->param->kind->in_acc);
+    b->master = arena_take(&z->optimizer, masters ? n : 0, size);
+    b->m = arena_take(&z->optimizer, n, size);
+    b->v = arena_take(&z->optimizer, n, size);
 }
 
 // Of a bucket: what others own before, what is owned, what others own after. Spread, only the owned part is here.
@@ -150,6 +163,7 @@ static void pieces_layout(struct zero *z)
         b->own = partition(b->elements, b->group->size, b->group->rank);
         b->kept = z->o.spread ? b->own : (struct range){0, b->elements};
         b->piece = z->pieces;
+        state_layout(z, b);
         long end = b->own.first + b->own.count;
         if (!z->o.spread) tell_runs(b, (struct range){0, b->own.first}, add_piece, z);
         tell_runs(b, b->own, add_piece, z);

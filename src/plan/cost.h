@@ -45,6 +45,7 @@ struct run {
     enum recompute recompute;
     const long *recompute_layers;  // [PP] first layers of each stage that recompute; NULL: all of them
     struct decimal capacity;       // of experts, as a multiple of the mean; 0: dropless
+    enum aux_scope scope;          // of the auxiliary loss
     long exchange_chunks;
     bool zero;                     // optimizer state is spread over the holders
 };

@@ -96,7 +96,7 @@ static void set_bytes(struct plan *p, const struct split_task *t)
 {
     p->over_bytes = -p->limit;
     for (long i = 0; i < p->run.layout.pp; i++) {
-        struct stage_shape shape = split_shape(t, &p->split, p->sim.schedule[i].slots, i);
+        struct stage_shape shape = split_shape(t, &p->split, &p->sim.schedule[i]);
         struct stage_plan *s = &p->stage[i];
         s->layers = shape.layers;
         s->recompute = shape.recompute;

@@ -29,7 +29,7 @@ static double set_recompute(struct hunt *h, const struct split_task *t, const st
         for (long v = stage; v < t->p.stages * t->p.chunks; v += t->p.stages) n += h->split->layers[v];
         h->split->recompute[stage] = 0;
         for (;;) {
-            struct stage_shape s = split_shape(t, h->split, sim->schedule[stage].slots, stage);
+            struct stage_shape s = split_shape(t, h->split, &sim->schedule[stage]);
             struct rank_bytes b = memory_stage(&t->memory, &s);
             bytes = memory_total(&b);
             if (bytes <= t->limit || !t->may_recompute || h->split->recompute[stage] == n) break;

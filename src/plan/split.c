@@ -88,17 +88,21 @@ void split_times(struct part_times *part, const struct split_task *t, const stru
         }
 }
 
-struct stage_shape split_shape(const struct split_task *t, const struct split *s, const struct pipeline_slots *slots,
-                               long stage)
+struct stage_shape split_shape(const struct split_task *t, const struct split *s, const struct pipeline_schedule *list)
 {
+    long stage = list->stage, most = 1;
     struct stage_shape shape = {.layers = stage_layers(t, s, stage), .recompute = s->recompute[stage],
                                 .first = stage == 0, .last = stage == t->p.stages - 1};
     for (long c = 0; c < t->p.chunks; c++) {
         long again = chunk_recompute(t, s, stage, c), all = s->layers[c * t->p.stages + stage] - again;
-        shape.held[0] += all * slots[c].saved;
-        shape.held[1] += again * slots[c].backward;
-        if (slots[c].weight > 1) shape.waiting += all * (slots[c].weight - 1); // one has room in scratch
+        const struct pipeline_slots *slots = &list->slots[c];
+        shape.held[0] += all * slots->saved;
+        shape.held[1] += again * slots->backward;
+        shape.waiting += all * slots->weight;
+        if (slots->saved > most) most = slots->saved;
     }
+    shape.batches = t->p.chunks * most;
+    shape.messages = memory_messages(t->run, list);
     return shape;
 }
 
@@ -115,7 +119,7 @@ struct search {
 
 static bool stage_fits(const struct search *x, const struct split *s, long stage)
 {
-    struct stage_shape shape = split_shape(x->t, s, x->sim.schedule[stage].slots, stage);
+    struct stage_shape shape = split_shape(x->t, s, &x->sim.schedule[stage]);
     struct rank_bytes b = memory_stage(&x->t->memory, &shape);
     return x->t->limit <= 0 || memory_total(&b) <= x->t->limit;
 }

@@ -36,10 +36,9 @@ MUST_USE enum status split_task_of(struct split_task *t, const struct run *r, co
 
 // The split that a run's own lists say.
 void split_given(struct split *s, const struct run *r);
-// Times of the virtual stages [stages * chunks]; what a stage holds, with the slots of its schedule.
+// Times of the virtual stages [stages * chunks]; what a stage holds whose schedule that is.
 void split_times(struct part_times *part, const struct split_task *t, const struct split *s);
-struct stage_shape split_shape(const struct split_task *t, const struct split *s, const struct pipeline_slots *slots,
-                               long stage);
+struct stage_shape split_shape(const struct split_task *t, const struct split *s, const struct pipeline_schedule *list);
 
 // *fits is false where no list fits: then s has as few recomputing layers as the even split needs, or all of them.
 // effort: actions that may be simulated to improve the estimate (SPLIT_EFFORT: about two seconds). ERR_MEMORY.
