@@ -1,29 +1,8 @@
 // The planner: closed forms, times that follow from one constant each, the best split beside brute force, memory beside
 // what a model reserves.
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "plan_util.h"
+
 #include <time.h>
-
-#include "kernels/kernels.h"
-#include "plan/plan.h"
-
-#include <cmocka.h> // last: it defines fail as a macro
-
-#define OK_OR_FAIL(call)                                                                                               \
-    do {                                                                                                               \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                                   \
-    } while (0)
-
-static void near(double a, double b, double relative)
-{
-    if (!(fabs(a - b) <= relative * fabs(b))) fail_msg("%.15g, expected %.15g", a, b);
-}
 
 // ---- simulation ----
 
@@ -97,34 +76,7 @@ static void test_closed_form(void **state)
     assert_true(shorter > 0);
 }
 
-// ---- runs ----
-
-static struct config shape(long L)
-{
-    return (struct config){.arch = ARCH_SKYWORK, .D = 48, .F = 40, .L = L, .H = 6, .G = 6, .C = 8, .V = 100, .E = 8,
-                           .K = 2, .max_positions = 128, .norm_eps = 1e-6, .rope_theta = 1e4, .gate_norm_std = 1,
-                           .dtype = BF16, .bos = 1, .eos = 2, .pad = -1};
-}
-
-// Every constant is given, and small enough that no term vanishes.
-static struct cluster machine(long hosts, long devices)
-{
-    struct cluster c = {.name = "test", .device = "device", .hosts = hosts, .devices = devices};
-    for (long i = 0; i < CLUSTER_CONSTANTS; i++) {
-        struct constant *k;
-        const char *name = cluster_constant(&k, &c, i);
-        k->source = SOURCE_MEASURED;
-        k->value = strstr(name, "latency") ? 1e-6 : strstr(name, "memory") ? 1e9 : strstr(name, "flops") ? 1e10 : 1e9;
-    }
-    return c;
-}
-
-static struct run run_of(const struct config *c, const struct cluster *k, struct layout l)
-{
-    return (struct run){.c = c, .cluster = k, .layout = l, .schedule = PIPELINE_1F1B, .dtype = BF16, .B = 2, .S = 64,
-                        .global_batch = 32, .recompute = RECOMPUTE_NONE, .capacity = {11, 10}, .exchange_chunks = 1,
-                        .zero = true};
-}
+// ---- terms ----
 
 static struct times terms_of(const struct run *r)
 {
@@ -287,36 +239,6 @@ static void test_refused(void **state)
     assert_non_null(strstr(fail_message(), "the model has 8 experts"));
 }
 
-// ---- memory ----
-
-static void test_memory_of_one(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 12; i++) {
-        struct config c = shape(1 + i % 4);
-        struct cluster k = machine(1, 1);
-        struct run r = run_of(&c, &k, layout_of_one);
-        struct plan p;
-        struct model_bytes b;
-        long recompute = i / 4;
-        if (i % 2) c.E = c.K = 0;
-        r.recompute = i % 3 == 0 ? RECOMPUTE_NONE : i % 3 == 1 ? RECOMPUTE_MOE : RECOMPUTE_FULL;
-        r.recompute_layers = &recompute;
-        r.dtype = i % 4 ? BF16 : F32;
-        struct model_options o = {.dtype = r.dtype, .training = true, .B = r.B, .S = r.S, .positions = r.S,
-                                  .recompute = r.recompute, .recompute_layers = recompute};
-        OK_OR_FAIL(model_measure(&b, &c, &o));
-        OK_OR_FAIL(plan_make(&p, &r, &(struct plan_wishes){0}));
-        long total = config_params_total(&c), f32 = c.L * (2 + c.E) * c.D + c.D; // norms and routers: own masters
-        assert_int_equal(p.stage[0].bytes.parameters, b.parameters);
-        assert_int_equal(p.stage[0].bytes.gradients, b.gradients);
-        assert_int_equal(p.stage[0].bytes.optimizer, 8 * total + (r.dtype == F32 ? 0 : 4 * (total - f32)));
-        assert_int_equal(p.stage[0].bytes.saved, b.saved);
-        assert_int_equal(p.stage[0].bytes.scratch, b.scratch);
-        plan_free(&p);
-    }
-}
-
 // ---- splits ----
 
 // Every list of layers and of recomputing layers; the least time of those that fit.
@@ -335,7 +257,7 @@ static void try_recompute(struct brute *b, long stage)
         for (long c = 0; c < b->t->p.chunks; c++) n += b->now.layers[c * b->t->p.stages + stage];
         for (long r = 0; r <= n; r++) {
             b->now.recompute[stage] = r;
-            struct stage_shape s = split_shape(b->t, &b->now, b->sim.schedule[stage].slots, stage);
+            struct stage_shape s = split_shape(b->t, &b->now, &b->sim.schedule[stage]);
             struct rank_bytes m = memory_stage(&b->t->memory, &s);
             if (memory_total(&m) <= b->t->limit) try_recompute(b, stage + 1);
         }
@@ -374,7 +296,8 @@ static double limit_between(const struct split_task *t, long layers, double shar
 {
     double low = 0, high = 0;
     for (int i = 0; i < 2; i++) {
-        struct stage_shape s = {.layers = layers, .recompute = i ? 0 : layers};
+        struct stage_shape s = {.layers = layers, .recompute = i ? 0 : layers, .first = t->p.stages == 1,
+                                .last = t->p.stages == 1, .batches = t->p.stages};
         s.held[!i] = layers * t->p.stages;
         struct rank_bytes b = memory_stage(&t->memory, &s);
         *(i ? &high : &low) = memory_total(&b);
@@ -505,11 +428,10 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bubbles),       cmocka_unit_test(test_closed_form), cmocka_unit_test(test_terms),
-        cmocka_unit_test(test_wires),         cmocka_unit_test(test_exchange),    cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_memory_of_one), cmocka_unit_test(test_best_split),  cmocka_unit_test(test_good_split),
-        cmocka_unit_test(test_large),         cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_sums),          cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_closed_form), cmocka_unit_test(test_terms),
+        cmocka_unit_test(test_wires), cmocka_unit_test(test_exchange), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_best_split), cmocka_unit_test(test_good_split), cmocka_unit_test(test_large),
+        cmocka_unit_test(test_flops), cmocka_unit_test(test_sums), cmocka_unit_test(test_messages),
         cmocka_unit_test(test_split_without_cluster),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -71,15 +71,15 @@ static void list_text(char *text, size_t room, const long *list, long n)
 static enum status choose_split(struct run_layout *l, const struct config *c, const struct train_options *o)
 {
     struct cluster none = {.name = "this run"};
+    struct model_options mo = train_model_options(o);
     static struct split s;
     bool fits;
-    struct run r = {.c = c, .cluster = &none, .layout = l->layout, .schedule = l->schedule,
-                    .dtype = !strcmp(o->dtype, "f32") ? F32 : BF16,
-                    .B = o->micro_batch < o->global_batch ? o->micro_batch : o->global_batch,
-                    .global_batch = o->global_batch, .S = o->S, .recompute = l->recompute,
-                    .recompute_layers = l->recompute_layers, .capacity = o->capacity,
-                    .exchange_chunks = o->layout.exchange_chunks, .zero = o->layout.zero != 0};
-    TRY(plan_split(&s, &fits, &r, o->memory_limit_gib * 0x1p30));
+    struct run r = {.c = c, .cluster = &none, .layout = l->layout, .schedule = l->schedule, .dtype = mo.dtype, .B = mo.B,
+                    .global_batch = o->global_batch, .S = mo.S, .recompute = l->recompute,
+                    .recompute_layers = l->recompute_layers, .capacity = mo.rule.capacity, .scope = mo.rule.scope,
+                    .exchange_chunks = mo.exchange_chunks, .zero = o->layout.zero != 0};
+    double limit = o->memory_limit_gib * 0x1p30, samples = (double)step_bytes(run_micro_batches(&r), mo.B, mo.S);
+    TRY(plan_split(&s, &fits, &r, limit > samples ? limit - samples : limit));
     long parts = layout_parts(&l->layout, AXIS_LAYER);
     if (!l->list[AXIS_LAYER]) l->list[AXIS_LAYER] = calloc((size_t)parts, sizeof(long));
     if (!l->recompute_layers) l->recompute_layers = calloc((size_t)l->layout.pp, sizeof(long));

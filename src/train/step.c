@@ -8,11 +8,16 @@
 #include "comm/alive.h"
 #include "train/trainer.h"
 
+long step_bytes(long rounds, long B, long S)
+{
+    return 4 * rounds * B * S * (long)sizeof(int);
+}
+
 enum status step_init(struct trainer *t)
 {
-    size_t own = (size_t)(t->rounds * t->model.o.B), S = (size_t)t->o.S, sources = (size_t)t->data.sources;
+    size_t own = (size_t)(t->rounds * t->model.o.B), sources = (size_t)t->data.sources;
     size_t L = (size_t)t->config.L;
-    t->ints = malloc(4 * own * S * sizeof *t->ints);
+    t->ints = malloc((size_t)step_bytes(t->rounds, t->model.o.B, t->o.S));
     t->which = malloc(own * sizeof *t->which);
     t->losses = malloc((size_t)(t->model.o.B * t->model.o.S) * sizeof *t->losses);
     t->sums = malloc((1 + 2 * sources) * sizeof *t->sums);

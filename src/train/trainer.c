@@ -106,7 +106,7 @@ static enum status check_memory(const struct trainer *t, const struct model_opti
     long messages = pipeline_message_bytes(mo, &t->config, &t->engine.schedule);
     double gib = 1L << 30, other = (double)b.scratch + (double)zb.room + (double)messages;
     double planned = ((double)b.parameters + (double)b.gradients + (double)zb.optimizer + (double)b.saved + other +
-                      16.0 * (double)(t->rounds * mo->B) * (double)t->o.S) / gib;
+                      (double)step_bytes(t->rounds, mo->B, mo->S)) / gib;
     log_line("memory: %.2f GiB planned (parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f, "
              "scratch %.2f)", planned, (double)b.parameters / gib, (double)b.gradients / gib,
              (double)zb.optimizer / gib, (double)b.saved / gib, other / gib);

@@ -89,6 +89,7 @@ void record_progress(const struct trainer *t);
 void record_start(const struct trainer *t);
 
 // step.c
+long step_bytes(long rounds, long B, long S); // of one step's samples: trainer.ints
 MUST_USE enum status step_init(struct trainer *t);
 void step_free(struct trainer *t);
 
