@@ -74,8 +74,8 @@ static enum status choose_split(struct run_layout *l, const struct config *c, co
     struct model_options mo = train_model_options(o);
     static struct split s;
     bool fits;
-    struct run r = {.c = c, .cluster = &none, .layout = l->layout, .schedule = l->schedule, .dtype = mo.dtype, .B = mo.B,
-                    .global_batch = o->global_batch, .S = mo.S, .recompute = l->recompute,
+    struct run r = {.c = c, .cluster = &none, .layout = l->layout, .schedule = l->schedule,
+                    .dtype = mo.dtype, .B = mo.B, .global_batch = o->global_batch, .S = mo.S, .recompute = l->recompute,
                     .recompute_layers = l->recompute_layers, .capacity = mo.rule.capacity, .scope = mo.rule.scope,
                     .exchange_chunks = mo.exchange_chunks, .zero = o->layout.zero != 0};
     double limit = o->memory_limit_gib * 0x1p30, samples = (double)step_bytes(run_micro_batches(&r), mo.B, mo.S);
