@@ -23,7 +23,8 @@ static struct {
     enum phase phase;
     long step, counter, waits;
     double written;
-    long judged_rank, judged_counter; // what the last judgement saw
+    long judged_rank, judged_counter; // what the last judgement of this wait saw, and since when it is so
+    double judged_since;
 } own = {.file = -1, .waits = -1, .judged_rank = -1};
 
 const char *phase_name(enum phase p)
@@ -148,6 +149,7 @@ void alive_waits(long rank)
 {
     bool waited = own.waits >= 0;
     own.waits = rank;
+    if (rank < 0) own.judged_rank = -1;
     if (rank >= 0 || waited) write_row(rank < 0);
 }
 
@@ -189,11 +191,12 @@ void alive_judge(long rank, double patience)
         rank = h.waits;
         h = next;
     }
-    if (known && (rank != own.judged_rank || h.counter != own.judged_counter)) {
+    if (rank != own.judged_rank || h.counter != own.judged_counter) {
         own.judged_rank = rank;
         own.judged_counter = h.counter;
-        return;
+        own.judged_since = seconds_now();
     }
+    if (seconds_now() - own.judged_since < patience) return;
     if (known)
         transport_end("rank %ld on %s: no progress for %.0f s in phase %s of step %ld, process %ld (raise "
                       "--comm-timeout if it is only slow)", rank, h.host, patience, h.phase, h.step, h.pid);

@@ -25,7 +25,8 @@ enum phase alive_phase_now(void);
 void alive_step(long step);
 void alive_beat(void);
 
-// Returns when a rank that `rank` depends on has moved since it was last judged; ends the job otherwise.
+// To be called about every second of a wait for `rank`. Ends the job when the rank at the end of the waits has not
+// moved for `patience` seconds of this wait.
 void alive_judge(long rank, double patience);
 // This process waits for `rank` (-1: no longer): written at most once a second, and no progress.
 void alive_waits(long rank);

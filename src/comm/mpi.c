@@ -200,17 +200,16 @@ static long late_rank(const struct transfer *t)
 void transfer_wait(struct transfer *t)
 {
     if (!t) return;
-    double begin = now(), patient_from = begin;
+    double begin = now(), look = 1; // after so many seconds at who is waited for
     for (long spins = 0; !transfer_test(t); spins++) {
         if (spins < SPINS) continue;
         double waited = now() - begin;
         if (waited * 1e3 > DOZE_AFTER_MS) usleep(DOZE_US);
         else sched_yield();
-        if (waited < 1) continue;
+        if (waited < look) continue;
+        look = waited + 1;
         alive_waits(late_rank(t)); // what others who wait for this rank will read
-        if (now() - patient_from < world.patience) continue;
-        alive_judge(late_rank(t), world.patience); // returns when that rank makes progress
-        patient_from = now();
+        alive_judge(late_rank(t), world.patience);
     }
     alive_waits(-1);
     world.traffic[t->channel].waited_s += now() - begin;
