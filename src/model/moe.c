@@ -1,5 +1,7 @@
 #include "model/moe.h"
 
+#include "comm/alive.h"
+
 const struct moe_rule moe_rule_inference = {.aux = AUX_NONE};
 
 bool moe_alone(const struct context *x)
@@ -83,10 +85,13 @@ static void dispatch_wait(const struct context *x, const struct moe_saved *s, st
                           long chunk)
 {
     if (moe_alone(x)) return;
+    enum phase back_to = alive_phase_now();
+    alive_phase(PHASE_EXCHANGE);
     transfer_wait(t->rows[chunk]);
     transfer_wait(t->weights[chunk]);
     rows_share(&s->plan, here, row_bytes(x), chunk);
     if (weights) rows_share(&s->plan, s->row_weight, dtype_size(x->k->acc), chunk);
+    alive_phase(back_to);
 }
 
 // A chunk's results go back; weights: with the gradients of the rows' weights.
@@ -106,10 +111,13 @@ static void return_start(const struct context *x, const struct moe_saved *s, str
 static el *return_wait(const struct context *x, const struct moe_saved *s, struct travel *t, bool weights, el *here)
 {
     if (moe_alone(x)) return here;
+    enum phase back_to = alive_phase_now();
+    alive_phase(PHASE_EXCHANGE);
     for (long c = 0; c < s->plan.chunks; c++) {
         transfer_wait(t->rows[c]);
         if (weights) transfer_wait(t->weights[c]);
     }
+    alive_phase(back_to);
     return x->room.sent;
 }
 
