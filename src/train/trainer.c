@@ -234,13 +234,15 @@ static uint64_t hash_of_program(void)
     return hash;
 }
 
+// Ranks that were started in different ways would ask each other different things: this comes before anything else, and
+// once more for what a checkpoint's settings have made of the options.
 static enum status check_same(const struct trainer *t)
 {
     enum { PROGRAM, SETTINGS, KINDS };
     static const char *const what[KINDS] = {"its program is not rank 0's (install the same on every host)",
                                             "its settings differ from rank 0's (start all ranks alike)"};
     uint64_t own[KINDS] = {hash_of_program(), xxh3(t->settings, (long)strlen(t->settings))}, first[KINDS];
-    struct group world = t->grid.world;
+    struct group world = group_of("world", CHANNEL_WORLD, 0, 1, transport_ranks(), transport_rank());
     memcpy(first, own, sizeof first);
     group_broadcast(&world, first, sizeof first);
     for (int i = 0; i < KINDS; i++)
@@ -344,6 +346,8 @@ static enum status open_new(struct trainer *t, const bool *set)
 static enum status open_all(struct trainer *t, const bool *set)
 {
     transport_patience(t->o.comm_timeout);
+    TRY(agree(dump_settings(t)));
+    TRY(agree(check_same(t)));
     TRY(agree(train_options_check(&t->o)));
     t->o.eval_required = t->o.eval_interval && train_option_given(set, "eval-interval");
     TRY(t->o.resume ? open_resumed(t, set) : open_new(t, set));
