@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "comm/alive.h"
+
 // Host buffers of one batch of B samples: token, target, position, start, [B S] each, and the losses.
 struct buffers {
     int *ints;
@@ -104,6 +106,7 @@ static enum status add_losses(struct evaluation *e, double *nats, struct model *
         TRY(walk_next(&b, &w, buffers, B, m->c.V));
         if (b.B == 0 && turn == 0) return OK;
         if (turn == m->grid.dp) *nats += sum(m, &b);
+        alive_beat();
         if (b.B == 0 && turn == turns - 1) return OK;
         for (long i = 0; i < b.B * b.S; i++) e->tokens += b.target[i] >= 0;
         if (t) e->bytes += text_bytes(&b, t);
