@@ -133,7 +133,7 @@ static enum status remove_listed(const char *run, const struct path_list *list, 
     long older = 0;
     for (long i = 0; i < list->n; i++) older += step_of(list->name[i]) >= 0 && step_of(list->name[i]) < step;
     // Names of equal length sort by number; longer ones (beyond step 999999) are looked for by their value.
-    while (older > keep - 1) {
+    while (keep > 0 && older > keep - 1) {
         long oldest = -1;
         for (long i = 0; i < list->n; i++) {
             long s = step_of(list->name[i]);
@@ -177,7 +177,7 @@ enum status checkpoint_save(const char *run, const struct zero *z, const struct 
     alive_beat();
     if (!first) return OK;
     // From here on the checkpoint is safe: a folder that cannot be removed must not end a training run.
-    if (keep > 0 && remove_old(run, s->step, keep) != OK) log_warning("%s", fail_message());
+    if (remove_old(run, s->step, keep) != OK) log_warning("%s", fail_message());
     return OK;
 }
 
