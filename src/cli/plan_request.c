@@ -38,7 +38,8 @@ static enum status make(struct plan_request *q, const struct plan_options *o, co
 {
     TRY(config_read(&q->c, model));
     TRY(cluster_read(&q->cluster, o->cluster));
-    q->run = (struct run){.c = &q->c, .cluster = &q->cluster, .B = o->micro_batch, .global_batch = o->global_batch,
+    q->run = (struct run){.c = &q->c, .cluster = &q->cluster, .global_batch = o->global_batch,
+                          .B = o->micro_batch < o->global_batch ? o->micro_batch : o->global_batch, // as in training
                           .S = o->S ? o->S : q->c.max_positions, .capacity = o->capacity,
                           .exchange_chunks = o->layout.exchange_chunks, .zero = o->layout.zero != 0};
     q->run.dtype = o->dtype ? (!strcmp(o->dtype, "f32") ? F32 : BF16) : q->c.dtype == F32 ? F32 : BF16;
