@@ -98,7 +98,7 @@ old: all $(OUT)/tests/test_kernels $(OUT)/tests/test_reference  ## processors wi
 
 mpich:  ## the other MPI library: groups and layouts of two ranks
 	@$(MAKE) OUT=build/mpich MPI=mpich build/mpich/tests/test_comm build/mpich/tests/test_layouts
-	@MPIRUN=mpiexec.mpich LAYOUT_RANKS=2 tests/run.sh build/mpich/tests/test_layouts
+	@MPIRUN=mpiexec.mpich LAYOUT_RANKS=2 tests/run.sh build/mpich/tests/test_comm build/mpich/tests/test_layouts
 
 clang:  ## compiles everything with clang, warnings are errors
 	@$(MAKE) $(CLANG) objects

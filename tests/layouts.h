@@ -70,7 +70,7 @@ static const struct layout_row layout_rows[] = {
     {8, "ep8", MOE, false, {TP(2), "--expert-parallel", "ep", "--exchange-chunks", "1", NULL}},
     {8, "scope-pp2-tp2-zb", SCOPE, false,
      {PP(2), TP(2), "--pipeline-schedule", "zero-bubble", "--recompute", "moe", "--recompute-layers", "2,0", NULL}},
-    {8, "pp4-interleaved", DENSE, false,
+    {8, "dense-pp2-tp2-interleaved", DENSE, false,
      {PP(2), TP(2), "--pipeline-schedule", "interleaved", "--virtual-stages", "2", "--zero", "0", NULL}},
 };
 static UNUSED const long layout_rows_n = sizeof layout_rows / sizeof *layout_rows;

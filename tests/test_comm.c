@@ -1,5 +1,5 @@
 // Grids, groups and the transport. Alone it looks at layouts; under mpirun every rank runs it and the groups talk.
-#include "program_util.h"
+#include "mpirun_util.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,6 +165,9 @@ static void test_agree(void **state)
     assert_string_equal(fail_message(), "x: the last rank's sentence");
 }
 
+static void on_two(void **state) { (void)state; start_ranks(2); }
+static void on_five(void **state) { (void)state; start_ranks(5); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -172,8 +175,11 @@ int main(void)
         cmocka_unit_test(test_sums),        cmocka_unit_test(test_gather_broadcast), cmocka_unit_test(test_channels),
         cmocka_unit_test(test_agree),
     };
-    if (transport_open() != OK) return 1;
-    int failed = cmocka_run_group_tests_name("comm", tests, NULL, NULL);
-    transport_close();
-    return failed;
+    const struct CMUnitTest alone[] = {
+        cmocka_unit_test(test_coordinates), cmocka_unit_test(test_refused),  cmocka_unit_test(test_given_lists),
+        cmocka_unit_test(test_sums),        cmocka_unit_test(test_gather_broadcast), cmocka_unit_test(test_channels),
+        cmocka_unit_test(on_two),           cmocka_unit_test(on_five),
+    };
+    return ranks_or_tests("comm", tests, sizeof tests / sizeof *tests, alone, sizeof alone / sizeof *alone,
+                          make_temporary, remove_temporary);
 }

@@ -35,6 +35,7 @@ struct folder_writer {
     struct safetensors_writer file;
     bool joined;     // another process makes the folder
     struct placed_file *placed; // [shards] when several processes write the folder; open ones have a `tensor`
+    long placed_last; // the one written to last
     struct entry *entry;
     long entries;
 };
@@ -124,10 +125,21 @@ static enum status set_paths(struct folder_writer *w, const char *path)
     return OK;
 }
 
+static enum status make_folder(const struct folder_writer *w)
+{
+    char parent[PATH_LENGTH];
+    TRY(check_target(w));
+    TRY(folder_remove(w->temporary)); // left by a crash
+    TRY(folder_writer_room(w->path, tensor_bytes(w)));
+    parent_of(parent, w->path);
+    TRY(folder_make(parent));
+    return folder_make(w->temporary);
+}
+
 static enum status writer_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor,
                                  long shard_bytes)
 {
-    char parent[PATH_LENGTH], *config;
+    char *config;
     TRY(set_paths(w, path));
     TRY(config_write(&config, &w->config)); // before anything is made: can that architecture say it?
     free(config);
@@ -135,12 +147,7 @@ static enum status writer_set_up(struct folder_writer *w, const char *path, cons
     if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
     memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
     TRY(cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES));
-    TRY(check_target(w));
-    TRY(folder_remove(w->temporary)); // left by a crash
-    TRY(folder_writer_room(w->path, tensor_bytes(w)));
-    parent_of(parent, w->path);
-    TRY(folder_make(parent));
-    return folder_make(w->temporary);
+    return w->joined ? OK : make_folder(w);
 }
 
 static void writer_free(struct folder_writer *w)
@@ -153,18 +160,28 @@ static void writer_free(struct folder_writer *w)
     free(w);
 }
 
-enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
-                               const struct tensor_plan *tensor, long n, long shard_bytes, bool replace)
+static enum status writer_open(struct folder_writer **w, const char *path, const struct tensor_plan *tensor,
+                               long shard_bytes, struct folder_writer with)
 {
     struct folder_writer *made = calloc(1, sizeof *made);
     if (!made) return fail(ERR_MEMORY, "%s: no memory to write it", path);
-    made->config = *c;
-    made->n = n;
-    made->replace = replace;
+    *made = with;
     enum status status = writer_set_up(made, path, tensor, shard_bytes);
     if (status == OK) *w = made;
     else writer_free(made);
     return status;
+}
+
+enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
+                               const struct tensor_plan *tensor, long n, long shard_bytes, bool replace)
+{
+    return writer_open(w, path, tensor, shard_bytes, (struct folder_writer){.config = *c, .n = n, .replace = replace});
+}
+
+enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
+                               const struct tensor_plan *tensor, long n, long shard_bytes)
+{
+    return writer_open(w, path, tensor, shard_bytes, (struct folder_writer){.config = *c, .n = n, .joined = true});
 }
 
 // ---- tensors ----
@@ -221,30 +238,6 @@ static enum status shard_path(char path[PATH_LENGTH], const struct folder_writer
     return path_join(path, w->temporary, name);
 }
 
-static enum status join_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor,
-                               long shard_bytes)
-{
-    TRY(set_paths(w, path));
-    w->tensor = malloc(((size_t)w->n + 1) * sizeof *w->tensor);
-    if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
-    memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
-    return cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES);
-}
-
-enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
-                               const struct tensor_plan *tensor, long n, long shard_bytes)
-{
-    struct folder_writer *made = calloc(1, sizeof *made);
-    if (!made) return fail(ERR_MEMORY, "%s: no memory to write it", path);
-    made->config = *c;
-    made->n = n;
-    made->joined = true;
-    enum status status = join_set_up(made, path, tensor, shard_bytes);
-    if (status == OK) *w = made;
-    else writer_free(made);
-    return status;
-}
-
 enum status folder_writer_shards(struct folder_writer *w)
 {
     for (long s = 0; s < w->shards; s++) {
@@ -255,8 +248,11 @@ enum status folder_writer_shards(struct folder_writer *w)
     return OK;
 }
 
+// Mostly the shard, and there the tensor, that was asked for last: pieces of a tensor may be thousands.
 static long shard_of(const struct folder_writer *w, const char *tensor)
 {
+    const struct placed_file *last = w->placed ? &w->placed[w->placed_last] : NULL;
+    if (last && last->tensor && strcmp(last->tensor[last->last].name, tensor) == 0) return w->placed_last;
     for (long s = 0; s < w->shards; s++)
         for (long i = 0; i < w->shard[s].n; i++)
             if (strcmp(w->tensor[w->shard[s].first + i].name, tensor) == 0) return s;
@@ -275,6 +271,7 @@ enum status folder_writer_place(struct folder_writer *w, const char *tensor, con
         if (status != OK) w->placed[s].tensor = NULL;
         TRY(status);
     }
+    w->placed_last = s;
     return placed_file_write(&w->placed[s], tensor, data, at, bytes);
 }
 

@@ -17,7 +17,8 @@ void *tokens_gather(const struct group *g, const struct kernels *k, const void *
                     long row_bytes);
 
 // The other way: every rank has a part of the sum of all T rows [T, columns]. own (its range) = the sum over the ranks,
-// in rank order. others: room for the parts of the other ranks [T, columns]. In a group of one own is part already.
+// in rank order. others: room for the other ranks' parts of it [(ranks - 1) own, columns]. In a group of one own is
+// part already.
 void tokens_reduce(const struct group *g, const struct kernels *k, void *own, void *part, void *others, long T,
                    long columns, enum dtype dtype);
 
@@ -38,7 +39,7 @@ struct row_plan {
     long rows;            // here, all of them
     long *sent, *counts;  // [E], [expert tensor ranks, expert ranks, local]: work space of row_plan_make
 };
-// Bytes of host memory that the lists take: layout, as arenas want it.
+// Two-pass layout (arena.h) of the lists.
 void row_plan_layout(struct row_plan *p, struct arena *host, const struct grid *g, long E, long local);
 // Tells the others this rank's counts (own first rows [E + 1]) and learns theirs.
 void row_plan_make(struct row_plan *p, const struct grid *g, const long *first, long E, long chunks);

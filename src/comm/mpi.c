@@ -215,9 +215,3 @@ void transfer_wait(struct transfer *t)
     world.traffic[t->channel].waited_s += now() - begin;
     free(t);
 }
-
-void transport_progress(void)
-{
-    int found;
-    if (world.started) MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
-}

@@ -39,7 +39,6 @@ struct transfer *transfer_start(enum channel channel, const struct message *send
                                 const struct message *receive, long receives);
 bool transfer_test(struct transfer *t); // makes progress; true when done
 void transfer_wait(struct transfer *t);
-void transport_progress(void);          // lets whatever is in flight move; cheap
 
 // What this rank has sent since the start, and how long it waited in transfer_wait.
 struct traffic {

@@ -27,15 +27,15 @@ struct range chunk_layers(const struct config *c, const struct grid *g, long v);
 // How many items of the model each axis of a layout splits.
 void config_items(long items[AXES], const struct config *c);
 
-// What modules use in turn while rows change ranks; all NULL in groups of one.
+// What modules use in turn while rows change ranks; but for `score`, NULL in groups of one.
 struct room {
     el *all;      // [T, D] a micro-batch's rows, gathered over the tensor group
     el *part;     // [T, D] this rank's part of a sum over the tensor group
-    el *others;   // [T, D] the other ranks' parts of what this rank keeps
+    el *others;   // [tensor ranks - 1, own, D] the other ranks' parts of what this rank keeps
     int *row;     // [T] tokens as rows of this rank's part of the vocabulary
     acc *parts;   // [tensor ranks, HEAD_CHUNK, 3] of the head's softmax
-    int *expert;  // [T, K] records of routing
-    acc *score;   // [T, K]
+    int *expert;  // [T, K] what all tokens chose
+    acc *score;   // [T, K] how much they wanted it: who is dropped follows from it
     el *sent;     // [own tokens K, D] rows on their way to experts and back
     acc *weights; // [own tokens K] with them
     el *slices;   // [expert tensor ranks - 1, rows, D] parts of the experts' results

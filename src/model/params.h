@@ -80,8 +80,8 @@ struct param_list {
     long all;                 // tensors of the whole model
 };
 
-// Names and shapes only (no memory behind value/grad); param_list_free releases. Of what the
-// grid's rank holds; NULL: the whole model. ERR_MEMORY.
+// Names and shapes only (no memory behind value/grad); param_list_free releases. Of what g's rank
+// holds; NULL: the whole model. ERR_MEMORY.
 MUST_USE enum status param_list_of(struct param_list *list, const struct config *c, const struct grid *g);
 void param_list_free(struct param_list *list);
 

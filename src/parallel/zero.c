@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "base/log.h"
+#include "parallel/shared_heads.h"
 
 enum {
     BUCKET_ELEMENTS = 8 << 20, // most elements that are summed together where several ranks share them
@@ -24,7 +24,6 @@ struct bucket {
     struct range own;     // of the bucket, this rank's
     struct range kept;    // what state is kept for: own, or everything
     acc *master, *m, *v;  // of what is kept; master NULL where the values themselves are acc
-    long piece, pieces;   // of zero.piece
 };
 
 struct reduction {
@@ -73,7 +72,17 @@ static void add_run(struct zero *z, struct bucket *b, const struct param *p, lon
     b->elements += n;
 }
 
-// Cuts the tensors of one layer (-1: model-wide ones) and group into buckets. Without room it counts: *runs too.
+// Without room it counts: *runs too.
+static void close_bucket(struct zero *z, const struct bucket *b, struct zero_run **run, long *runs)
+{
+    if (!b->runs) return;
+    if (z->bucket) z->bucket[z->buckets] = *b;
+    z->buckets++;
+    *runs += b->runs;
+    if (run) *run += b->runs;
+}
+
+// Cuts the tensors of one layer (-1: model-wide ones) and group into buckets.
 static void make_buckets(struct zero *z, long layer, enum holders h, struct zero_run **run, long *runs)
 {
     const struct group *g = group_for(z->m, h);
@@ -86,18 +95,11 @@ static void make_buckets(struct zero *z, long layer, enum holders h, struct zero
             n = left < most - now.elements ? left : most - now.elements;
             add_run(z, &now, p, from, n);
             if (now.elements < most) continue;
-            if (z->bucket) z->bucket[z->buckets] = now;
-            z->buckets++;
-            *runs += now.runs;
-            if (run) *run += now.runs;
+            close_bucket(z, &now, run, runs);
             now = (struct bucket){.group = g, .run = run ? *run : NULL};
         }
     }
-    if (!now.runs) return;
-    if (z->bucket) z->bucket[z->buckets] = now;
-    z->buckets++;
-    *runs += now.runs;
-    if (run) *run += now.runs;
+    close_bucket(z, &now, run, runs);
 }
 
 static long all_buckets(struct zero *z, struct zero_run *run)
@@ -162,13 +164,11 @@ static void pieces_layout(struct zero *z)
         struct bucket *b = &z->bucket[i];
         b->own = partition(b->elements, b->group->size, b->group->rank);
         b->kept = z->o.spread ? b->own : (struct range){0, b->elements};
-        b->piece = z->pieces;
         state_layout(z, b);
         long end = b->own.first + b->own.count;
         if (!z->o.spread) tell_runs(b, (struct range){0, b->own.first}, add_piece, z);
         tell_runs(b, b->own, add_piece, z);
         if (!z->o.spread) tell_runs(b, (struct range){end, b->elements - end}, add_piece, z);
-        b->pieces = z->pieces - b->piece;
     }
 }
 
@@ -274,14 +274,6 @@ void zero_init_masters(struct zero *z, const struct init_rule *rule)
         }
 }
 
-void zero_masters_from_values(struct zero *z)
-{
-    for (const struct zero_piece *p = z->piece; p < z->piece + z->pieces; p++) {
-        struct tensor to = {.data = p->master, .dtype = z->m->x.k->acc};
-        if (p->master) z->m->x.k->cast(to, elements_at(p->param->value, p->from), 1, p->n);
-    }
-}
-
 // ---- messages ----
 
 static acc *gradient_at(const struct zero *z, const struct param *p, long from)
@@ -382,9 +374,7 @@ static void reduction_finish(struct zero *z)
 {
     struct reduction first = z->flying[0];
     const struct bucket *b = &z->bucket[first.bucket];
-    double begin = seconds_now();
     transfer_wait(first.transfer);
-    z->waited_s += seconds_now() - begin;
     struct summing s = {z, malloc((size_t)b->group->size * sizeof *s.part), first.room};
     if (!s.part) transport_end("memory: a list of %ld ranks was refused", b->group->size);
     tell_runs(b, b->own, sum_run, &s);
@@ -403,103 +393,17 @@ static void reduce_buckets(struct zero *z, long first, long end)
     }
 }
 
-// ---- borrowed kv heads ----
-
-static long borrowed_elements(const struct model *m)
-{
-    return m->x.local.borrowed * m->c.C * m->c.D;
-}
-
-// k and v of a layer, whose rows ranks may share.
-static const struct param *shared_param(const struct model *m, long layer, int which)
-{
-    for (const struct param *p = m->params.item; p < m->params.item + m->params.n; p++)
-        if (p->local == layer && p->kind->rows == DIM_GC && which-- == 0) return p;
-    CHECK(!"k and v of a layer");
-}
-
-// Ranks of the tensor group that borrow this rank's last kv head.
-static long borrowers(const struct model *m, long *first)
-{
-    long n = 0;
-    for (long r = m->grid.tp + 1; r < m->grid.layout.tp; r++) {
-        struct grid other = grid_of(&m->grid.layout, group_world_rank(&m->grid.tensor, r));
-        struct local theirs = local_of(&m->c, &other);
-        if (!theirs.borrowed || theirs.lender != m->grid.tp) continue;
-        if (n++ == 0) *first = r;
-    }
-    return n;
-}
-
-// Gradients of borrowed heads go to the lender, which adds them in rank order; values go back. Of one layer.
-static void borrowed_sum(struct zero *z, long layer)
-{
-    const struct model *m = z->m;
-    const struct kernels *k = m->x.k;
-    const struct group *g = &m->grid.tensor;
-    long first = 0, n = g->size > 1 && m->x.local.G ? borrowers(m, &first) : 0;
-    long elements = m->c.C * m->c.D, bytes = elements * dtype_size(k->acc);
-    if (!n && !borrowed_elements(m)) return;
-    struct message out[2], *in = malloc((size_t)(2 * n + 1) * sizeof *in);
-    char *room = malloc((size_t)(2 * n * bytes + 1));
-    if (!in || !room) transport_end("memory: %ld bytes of shared heads were refused", 2 * n * bytes);
-    long outs = 0, ins = 0;
-    for (int which = 0; which < 2; which++) {
-        const struct param *p = shared_param(m, layer, which);
-        if (p->borrowed) out[outs++] = (struct message){group_world_rank(g, m->x.local.lender), p->grad, bytes};
-        for (long i = 0; i < n; i++, ins++)
-            in[ins] = (struct message){group_world_rank(g, first + i), room + ins * bytes, bytes};
-    }
-    transfer_wait(transfer_start(g->channel, out, outs, in, ins));
-    for (int which = 0; which < 2 && n; which++) {
-        const struct param *p = shared_param(m, layer, which);
-        acc *last = gradient_at(z, p, p->rows * p->columns - elements);
-        for (long i = 0; i < n; i++) {
-            const void *part[] = {last, room + (which * n + i) * bytes};
-            k->add_parts(last, part, 2, k->acc, elements);
-        }
-    }
-    free(room);
-    free(in);
-}
-
-static void borrowed_return(struct zero *z, long layer)
-{
-    const struct model *m = z->m;
-    const struct group *g = &m->grid.tensor;
-    long first = 0, n = g->size > 1 && m->x.local.G ? borrowers(m, &first) : 0;
-    long elements = m->c.C * m->c.D, outs = 0, ins = 0;
-    if (!n && !borrowed_elements(m)) return;
-    struct message in[2], *out = malloc((size_t)(2 * n + 1) * sizeof *out);
-    if (!out) transport_end("memory: a list of %ld messages was refused", 2 * n);
-    for (int which = 0; which < 2; which++) {
-        const struct param *p = shared_param(m, layer, which);
-        long bytes = elements * dtype_size(p->value.dtype);
-        if (p->borrowed) in[ins++] = (struct message){group_world_rank(g, m->x.local.lender), p->value.data, bytes};
-        for (long i = 0; i < n; i++)
-            out[outs++] = (struct message){group_world_rank(g, first + i),
-                                           elements_at(p->value, p->rows * p->columns - elements).data, bytes};
-    }
-    transfer_wait(transfer_start(g->channel, out, outs, in, ins));
-    free(out);
-}
-
 // ---- a step ----
 
 void zero_layer(struct zero *z, long layer)
 {
-    if (z->o.alone) return;
-    borrowed_sum(z, layer);
+    shared_heads_sum(z->m, layer);
     reduce_buckets(z, z->of_layer[layer], z->of_layer[layer + 1]);
 }
 
 void zero_reduce(struct zero *z)
 {
     long L = z->m->x.local.L;
-    for (long l = L - 1; z->o.alone && l >= 0; l--) {
-        borrowed_sum(z, l);
-        reduce_buckets(z, z->of_layer[l], z->of_layer[l + 1]);
-    }
     reduce_buckets(z, z->of_layer[L], z->buckets);
     while (z->flying_n) reduction_finish(z);
     for (long i = 0; !z->o.spread && i < z->buckets; i++)
@@ -539,9 +443,7 @@ void zero_update(struct zero *z, struct adamw_step s)
         s.weight_decay = p->param->kind->decay ? decay : 0;
         k->adamw(elements_at(p->param->value, p->from), p->master, p->m, p->v, zero_gradient(z, p), p->n, s);
     }
-    double begin = seconds_now();
     for (long i = 0; z->o.spread && i < z->buckets; i++)
         if (z->bucket[i].group->size > 1) transfer_wait(spread_start(z, &z->bucket[i], true));
-    for (long l = 0; l < z->m->x.local.L; l++) borrowed_return(z, l);
-    z->waited_s += seconds_now() - begin;
+    for (long l = 0; l < z->m->x.local.L; l++) shared_heads_return(z->m, l);
 }

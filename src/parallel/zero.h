@@ -22,7 +22,6 @@ struct zero_piece {
 
 struct zero_options {
     bool spread;      // false: every holder keeps all optimizer state (--zero 0)
-    bool alone;       // nothing travels while backward runs: reduce at the end (to measure what overlap gives)
 };
 
 struct zero {
@@ -37,7 +36,6 @@ struct zero {
     struct arena optimizer, room;
     struct reduction *flying; // started and not yet summed
     long flying_n;
-    double waited_s;          // for gradients and weights, this step
 };
 
 // For a model made for training. ERR_MEMORY.
@@ -49,9 +47,8 @@ struct zero_bytes {
 // What zero_init would reserve for that model (its layout is enough: nothing of it need be reserved).
 MUST_USE enum status zero_measure(struct zero_bytes *bytes, struct model *m, const struct zero_options *o);
 
-// Masters from the same draw as the values (model_init_weights), before rounding; or from the values.
+// Masters from the same draw as the values (model_init_weights), before rounding.
 void zero_init_masters(struct zero *z, const struct init_rule *rule);
-void zero_masters_from_values(struct zero *z);
 
 // The gradients of that layer are complete (model.layer_done). Then all the others'.
 void zero_layer(struct zero *z, long local_layer);

@@ -204,8 +204,7 @@ static enum status make_layout(struct trainer *t)
 static enum status make_schedule(struct trainer *t)
 {
     const struct layout *l = &t->layout.layout;
-    long B = t->o.micro_batch < t->o.global_batch ? t->o.micro_batch : t->o.global_batch;
-    long all = (t->o.global_batch + B - 1) / B;
+    long B = train_model_options(&t->o).B, all = (t->o.global_batch + B - 1) / B;
     t->rounds = (all + l->dp - 1) / l->dp;
     struct pipeline p = {.kind = t->layout.schedule, .stages = l->pp, .chunks = l->virtual_stages,
                          .micro_batches = t->rounds};
@@ -312,6 +311,8 @@ static enum status open_resumed(struct trainer *t, const bool *set)
     TRY(agree(read_resumed(t, set, checkpoint)));
     TRY(prepare_and_build(t, NULL, checkpoint));
     if (t->o.print_grid) return OK;
+    TRY(alive_open(t->o.output)); // reading and verifying take long
+    alive_phase(PHASE_LOAD);
     TRY(load_state(t, checkpoint));
     log_line("resumed: %s", checkpoint);
     return OK;
@@ -358,7 +359,7 @@ static enum status open_all(struct trainer *t, const bool *set)
         TRY(agree(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S)));
     TRY(agree(make_run_folder(t)));
     TRY(agree(see_run_folder(t)));
-    TRY(alive_open(t->o.output));
+    if (!t->o.resume) TRY(alive_open(t->o.output));
     return agree(t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK);
 }
 
