@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build/ci
-passed=0 failed=0
+passed=0 failed=0 broken=()
 
 part() { # NAME COMMAND...
     local name=$1 log=build/ci/$1.log started=$SECONDS code ok bad
@@ -16,6 +16,7 @@ part() { # NAME COMMAND...
     if [ -z "$ok" ]; then ok=$((code == 0)) bad=$((code != 0)); fi
     if [ "$code" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
     passed=$((passed + ok)) failed=$((failed + bad))
+    [ "$bad" -eq 0 ] || broken+=("$name")
     printf '== %s: %d passed, %d failed, %d s\n' "$name" "$ok" "$bad" $((SECONDS - started))
 }
 
@@ -31,6 +32,12 @@ part old make -s "$jobs" old
 part golden /usr/bin/python3 tools/golden.py --compare tests/golden
 part fuzz make -s "$jobs" fuzz
 part demo env DEMO_DIR=build/ci/demo make -s demo DEMO_SIZE=tiny
+
+# What failed once more, where it is read first.
+for name in "${broken[@]}"; do
+    printf '\nfailed in %s:\n' "$name"
+    { grep -a -A 45 ' [1-9][0-9]* failed.*s)$' "build/ci/$name.log" || cat "build/ci/$name.log"; } | tail -n 60
+done
 
 printf '\nall parts in %d min %02d s\n' $((SECONDS / 60)) $((SECONDS % 60))
 echo "$passed passed, $failed failed"

@@ -22,6 +22,7 @@ static struct {
     int file;
     enum phase phase;
     long step, counter, waits;
+    bool stale;     // the file names an earlier phase
     double written;
     long judged_rank, judged_counter; // what the last judgement of this wait saw, and since when it is so
     double judged_since;
@@ -32,10 +33,14 @@ const char *phase_name(enum phase p)
     return phase_names[p];
 }
 
+// Phases change many times a second, and the file may be on a network: what changed waits a moment for more.
+static const double write_after[2] = {1, 0.1}; // seconds since the last time; if the phase is another one
+
 static void write_row(bool now)
 {
+    if (own.file < 0) return;
     double time = seconds_now();
-    if (own.file < 0 || (!now && time - own.written < 1)) return;
+    if (!now && time - own.written < write_after[own.stale]) return;
     char row[ROW];
     int n = snprintf(row, sizeof row, "host %s pid %ld step %ld phase %s counter %ld waits %ld",
                      transport_host(transport_rank()), (long)getpid(), own.step, phase_names[own.phase], own.counter,
@@ -44,6 +49,7 @@ static void write_row(bool now)
     memset(row + n, ' ', (size_t)(ROW - n));
     row[ROW - 1] = '\n';
     own.written = time;
+    own.stale = false;
     // A heartbeat that cannot be written must not end a run whose work goes well: at worst others judge it too soon.
     if (pwrite(own.file, row, ROW, 0) != ROW) return;
 }
@@ -110,6 +116,7 @@ static void fault(void)
     if (strcmp(phase, phase_names[own.phase]) != 0 || step != own.step || rank != transport_rank()) return;
     if (++seen < n) return;
     unsetenv("SKYMOE_FAULT");
+    write_row(true);
     if (strcmp(what, "kill") == 0) raise(SIGKILL);
     if (strcmp(what, "stop") == 0) raise(SIGSTOP);
     if (strcmp(what, "sleep") == 0) sleep(5);
@@ -122,9 +129,9 @@ static void fault(void)
 
 void alive_phase(enum phase p)
 {
-    bool moved = own.phase != p;
+    if (own.phase != p) own.stale = true;
     own.phase = p;
-    beat(moved);
+    beat(false);
     fault();
 }
 

@@ -18,7 +18,8 @@ const char *phase_name(enum phase p);
 MUST_USE enum status alive_open(const char *run);
 void alive_close(void); // removes this rank's file
 
-// Work moves on. Cheap: the file is written when the phase or the step changes and at most once a second otherwise.
+// Work moves on. Cheap: the file is written when the step changes, else at most once a second, or ten times when the
+// phase does; a rank that dies within a tenth of a second may be named with the phase before.
 // Test builds do here what SKYMOE_FAULT=phase:step:rank:kill|stop|sleep[:n] asks for, at the n-th call in that phase.
 void alive_phase(enum phase p);
 enum phase alive_phase_now(void);

@@ -39,6 +39,9 @@ struct transfer *transfer_start(enum channel channel, const struct message *send
                                 const struct message *receive, long receives);
 bool transfer_test(struct transfer *t); // makes progress; true when done
 void transfer_wait(struct transfer *t);
+// Progress of all that is under way, and a sign of life: what kernels call meanwhile (kernels.h). Cheap when called
+// often.
+void transport_meanwhile(void);
 
 // What this rank has sent since the start, and how long it waited in transfer_wait.
 struct traffic {

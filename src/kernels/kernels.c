@@ -111,6 +111,13 @@ long kernels_threads(void)
     return threads_n;
 }
 
+void (*kernels_meanwhile_call)(void);
+
+void kernels_meanwhile(void (*call)(void))
+{
+    kernels_meanwhile_call = call;
+}
+
 const struct kernels *kernels_for(enum dtype type)
 {
     CHECK(threads_n && type <= F64);

@@ -205,6 +205,10 @@ MUST_USE enum status kernels_init(long threads);
 long kernels_threads(void);
 const struct kernels *kernels_for(enum dtype el); // F32, BF16 or F64; lives as long as the process
 
+// Called again and again by the thread that called a kernel, between pieces of products and attention (x86/): it lets
+// messages move that are under way. Must be brief. NULL: nothing.
+void kernels_meanwhile(void (*call)(void));
+
 // Tests and `bench --kernels`: the entries by name.
 struct kernel_row {
     const char *name;

@@ -6,6 +6,8 @@
 #ifndef SKYMOE_KERNELS_KERNELS_FILL_H
 #define SKYMOE_KERNELS_KERNELS_FILL_H
 
+#include <omp.h>
+
 #include "kernels/kernels.h"
 
 // A level includes those below it, and caps oneDNN's own instruction set too.
@@ -29,6 +31,14 @@ static inline struct readers readers_of(long g, const struct attention_shape *s)
 {
     long from = g * s->per_kv - s->skip, to = from + s->per_kv;
     return (struct readers){from > 0 ? from : 0, to < s->H ? to : s->H};
+}
+
+extern void (*kernels_meanwhile_call)(void);
+
+// In a loop over tasks, by each thread after each of its own.
+static inline void between_tasks(void)
+{
+    if (kernels_meanwhile_call && omp_get_thread_num() == 0) kernels_meanwhile_call();
 }
 
 void ref_fill(struct kernels *k, enum dtype el); // every entry, and device, el, acc

@@ -22,12 +22,19 @@ struct micro_source {
 struct pipeline_engine {
     struct model *m;
     struct pipeline_schedule schedule;
-    struct arena messages;  // what is sent lies here until it has arrived
-    struct outbox {
-        el *place;          // [n] of [own tokens, D]
-        struct transfer **transfer; // [n]
-        long n, next;
-    } forward, back;
+    struct arena messages;
+    struct mailbox {
+        struct outbox { // what is sent lies here until it has arrived
+            el *place;          // [n] of [own tokens, D]
+            struct transfer **transfer; // [n]
+            long n, next;
+        } out;
+        struct inbox {  // asked for as soon as the last one was taken, so that it comes while a stage computes
+            el *place;          // [own tokens, D]
+            struct transfer *transfer;
+            const struct action *awaited;
+        } in;
+    } forward, back;        // activations, their gradients
 };
 
 // m has the slots of s; s belongs to the engine from now on. ERR_MEMORY (then s still is the caller's).

@@ -360,6 +360,7 @@ static enum status open_all(struct trainer *t, const bool *set)
     TRY(agree(make_run_folder(t)));
     TRY(agree(see_run_folder(t)));
     if (!t->o.resume) TRY(alive_open(t->o.output));
+    if (transport_ranks() > 1) kernels_meanwhile(transport_meanwhile);
     return agree(t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK);
 }
 

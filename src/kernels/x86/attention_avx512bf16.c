@@ -203,6 +203,7 @@ static void attention(el *o_, acc *lse_, const el *qkv, const int *start, struct
                 struct head head = head_of(qkv, start, &s, b, h);
                 long first = task * step, at = (b * s.S + first) * s.H + h;
                 forward_task(o + at * s.C, lse + at, &head, first, least(step, s.S - first), &s);
+                between_tasks();
             }
 }
 
@@ -423,6 +424,7 @@ static void attention_backward(el *dqkv_, const el *d_o_, const el *qkv, const e
                 }
                 backward_load(&x, &head, d_o + at * s.C, o + at * s.C, lse + at, &s);
                 backward_head(&x, dqkv + b * s.S * row + h * s.C, &head, &s);
+                between_tasks();
             }
             uint16_t *out = dqkv + b * s.S * row + (s.H + g) * s.C;
             store_rows(out, x.dk, (float)s.scale, s.S, row, s.C, x.wide);
