@@ -42,10 +42,10 @@ long pipeline_message_bytes(const struct model_options *o, const struct config *
     return a.peak;
 }
 
-enum status pipeline_init(struct pipeline_engine *e, struct model *m, struct pipeline_schedule *s)
+enum status pipeline_init(struct pipeline_engine *e, struct model *m, struct pipeline_schedule s)
 {
-    long n = outbox_size(s);
-    *e = (struct pipeline_engine){.m = m, .schedule = *s, .forward.out.n = n, .back.out.n = n};
+    long n = outbox_size(&s);
+    *e = (struct pipeline_engine){.m = m, .schedule = s, .forward.out.n = n, .back.out.n = n};
     e->messages = arena_measure("messages between stages", m->x.k->device);
     e->forward.out.transfer = calloc((size_t)n + 1, sizeof *e->forward.out.transfer);
     e->back.out.transfer = calloc((size_t)n + 1, sizeof *e->back.out.transfer);
@@ -54,10 +54,8 @@ enum status pipeline_init(struct pipeline_engine *e, struct model *m, struct pip
                        : fail(ERR_MEMORY, "memory: a list of %ld messages was refused", n);
     if (status == OK) {
         messages_layout(e);
-        *s = (struct pipeline_schedule){0};
         return OK;
     }
-    e->schedule = (struct pipeline_schedule){0};
     pipeline_free(e);
     return status;
 }

@@ -37,8 +37,8 @@ struct pipeline_engine {
     } forward, back;        // activations, their gradients
 };
 
-// m has the slots of s; s belongs to the engine from now on. ERR_MEMORY (then s still is the caller's).
-MUST_USE enum status pipeline_init(struct pipeline_engine *e, struct model *m, struct pipeline_schedule *s);
+// m has the slots of s; s belongs to the engine from now on (ERR_MEMORY: it is released).
+MUST_USE enum status pipeline_init(struct pipeline_engine *e, struct model *m, struct pipeline_schedule s);
 void pipeline_free(struct pipeline_engine *e);
 long pipeline_message_bytes(const struct model_options *o, const struct config *c, const struct pipeline_schedule *s);
 

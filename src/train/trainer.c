@@ -276,8 +276,7 @@ static enum status build(struct trainer *t)
     TRY(check_memory(t, &mo, &zo));
     TRY(model_init(&t->model, &t->config, &mo));
     TRY(zero_init(&t->zero, &t->model, &zo));
-    struct pipeline_schedule schedule = t->engine.schedule;
-    TRY(pipeline_init(&t->engine, &t->model, &schedule));
+    TRY(pipeline_init(&t->engine, &t->model, t->engine.schedule));
     t->model.layer_done = layer_done;
     t->model.whom = &t->zero;
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) t->model.balance[l].alpha = t->balance.alpha_max;
