@@ -118,14 +118,16 @@ static void measure_kernels(struct cluster *c, struct bench_shape *s)
     double seen = TOKENS * (LENGTH + 1) / 2.0 * (double)(s->attention.H * s->attention.C);
     double elements = (double)s->E * 2 * (double)s->F * (double)s->D;
     bool masters = s->k->el != s->k->acc;
-    enum peak peak = bench_product_peak(s->k->el);
-    c->peak_flops = (struct constant){peak_best(peak), SOURCE_MEASURED};
+    double peak = peak_best(bench_product_peak(s->k->el));
     c->flops[RATE_PRODUCT] = measure("products", product, s, 2 * 2 * ND);
     c->flops[RATE_PRODUCT_WEIGHT] = measure("products of weight gradients", product_weight, s, 2 * ND);
     c->flops[RATE_GROUPED] = measure("products of experts", grouped, s, 2 * 2 * FD);
     c->flops[RATE_GROUPED_WEIGHT] = measure("weight gradients of experts", grouped_weight, s, 2 * FD);
     c->flops[RATE_ATTENTION] = measure("attention", attention, s, 4 * seen);
     c->flops[RATE_ATTENTION_BACKWARD] = measure("attention, backward", attention_backward, s, 2.5 * 4 * seen);
+    for (int i = 0; i < RATES; i++) // at levels without a probe, the best kernel
+        if (c->flops[i].value > peak) peak = c->flops[i].value;
+    c->peak_flops = (struct constant){peak, SOURCE_MEASURED};
     double bytes = masters ? 28 + (double)dtype_size(s->k->el) : 28; // gradient; master and moments both ways; value
     c->read_bytes_per_s = measure("memory", memory, s, elements * bytes);
 }
