@@ -144,6 +144,17 @@ static void test_told_to_stop(void **state)
     checkpoint_loads("told", 1);
 }
 
+// The planner's lists are those that both stages then have.
+static void test_planned_split(void **state)
+{
+    (void)state;
+    OK_OR_FAIL(folder_remove(at("planned")));
+    WORKS("launch", "-n", "2", "--", "train", JOB, "--output", at("planned"), "--train-steps", "2",
+          "--pipeline-parallel-size", "2", "--layer-split", "auto", "--recompute", "full", "--recompute-layers", "auto");
+    assert_non_null(strstr(err_text, "planner: --layer-split "));
+    checkpoint_loads("planned", 2);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -191,6 +202,7 @@ int main(void)
         cmocka_unit_test(test_killed),   cmocka_unit_test(test_stopped),
         cmocka_unit_test(test_restarts), cmocka_unit_test(test_killed_while_saving),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_told_to_stop),
+        cmocka_unit_test(test_planned_split),
     };
     return cmocka_run_group_tests_name("ranks", tests, set_up, remove_temporary);
 }
