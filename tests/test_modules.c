@@ -100,8 +100,10 @@ static double run_moe(struct bench *t, bool backward)
     moe_balance_reset(&t->balance, t->m.c.E);
     moe_forward(x, p, &t->rule, &t->balance, &t->s.moe, t->y, t->in, B, S, t->rows);
     if (backward) {
-        moe_backward_input(x, p, &t->rule, &t->s.moe, &t->ds.moe, t->dx, t->dy, t->in, T, t->rows, t->dxn);
-        moe_backward_weight(x, g, &t->s.moe, &t->ds.moe, t->in, T, t->rows);
+        struct travel travel = moe_backward_experts(x, p, &t->s.moe, &t->ds.moe, t->dy, t->rows);
+        moe_backward_experts_weight(x, g, &t->s.moe, &t->ds.moe, t->rows);
+        moe_backward_route(x, p, &t->rule, &t->s.moe, &t->ds.moe, t->dx, t->dy, t->in, T, t->dxn, &travel);
+        moe_backward_route_weight(x, g, &t->s.moe, &t->ds.moe, t->in, T);
     }
     return y_dy(t) + t->balance.alpha * t->balance.aux;
 }

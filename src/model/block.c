@@ -75,26 +75,35 @@ void block_recompute(const struct context *x, const struct layer_params *p, enum
         ffn_recompute(x, p, &s->ffn, s->mid, b->B * b->S);
 }
 
-void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
-                          const struct block_saved *s, struct block_gradients *g, el *dx, const struct batch *b,
-                          struct block_scratch *scratch)
+static void backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s,
+                            const struct block_gradients *d, const struct batch *b, bool experts)
 {
-    struct block_saved *d = &g->d;
     long T = b->B * b->S;
-    if (x->c->E)
-        moe_backward_input(x, p, rule, &s->moe, &d->moe, d->mid, g->dy, s->mid, T, g->rows, scratch->dxn);
-    else
-        ffn_backward_input(x, p, &s->ffn, &d->ffn, d->mid, g->dy, s->mid, T, g->dy_all);
-    attention_backward_input(x, p, &s->attn, &d->attn, dx, d->mid, s->in, b, g->mid_all);
+    if (x->c->E && experts) moe_backward_experts_weight(x, g, &s->moe, &d->d.moe, d->rows);
+    if (x->c->E) moe_backward_route_weight(x, g, &s->moe, &d->d.moe, s->mid, T);
+    else ffn_backward_weight(x, g, &s->ffn, &d->d.ffn, d->dy, s->mid, T, d->dy_all);
+    attention_backward_weight(x, g, &s->attn, &d->d.attn, d->d.mid, s->in, T, d->mid_all);
+}
+
+void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                          const struct block_saved *s, struct block_gradients *d, el *dx, const struct batch *b,
+                          struct block_scratch *scratch, struct layer_params *g)
+{
+    struct block_saved *own = &d->d;
+    long T = b->B * b->S;
+    if (x->c->E) {
+        struct travel t = moe_backward_experts(x, p, &s->moe, &own->moe, d->dy, d->rows);
+        if (g) moe_backward_experts_weight(x, g, &s->moe, &own->moe, d->rows);
+        moe_backward_route(x, p, rule, &s->moe, &own->moe, own->mid, d->dy, s->mid, T, scratch->dxn, &t);
+    } else {
+        ffn_backward_input(x, p, &s->ffn, &own->ffn, own->mid, d->dy, s->mid, T, d->dy_all);
+    }
+    attention_backward_input(x, p, &s->attn, &own->attn, dx, own->mid, s->in, b, d->mid_all);
+    if (g) backward_weight(x, g, s, d, b, false);
 }
 
 void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s,
                            const struct block_gradients *d, const struct batch *b)
 {
-    long T = b->B * b->S;
-    if (x->c->E)
-        moe_backward_weight(x, g, &s->moe, &d->d.moe, s->mid, T, d->rows);
-    else
-        ffn_backward_weight(x, g, &s->ffn, &d->d.ffn, d->dy, s->mid, T, d->dy_all);
-    attention_backward_weight(x, g, &s->attn, &d->d.attn, d->d.mid, s->in, T, d->mid_all);
+    backward_weight(x, g, s, d, b, true);
 }

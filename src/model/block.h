@@ -52,11 +52,12 @@ void block_forward(const struct context *x, const struct layer_params *p, const 
                    struct block_scratch *scratch);
 void block_recompute(const struct context *x, const struct layer_params *p, enum recompute level, struct block_saved *s,
                      const struct batch *b, struct block_scratch *scratch);
-// From d->dy to dx, the gradient of the block's input; the rest of d is read by backward_weight, which adds to the
-// gradients in g (+=).
+// From d->dy to dx, the gradient of the block's input; the rest of d is read by the weights' half, which adds to the
+// gradients in g (+=). With g both halves are done, the experts' second one while their rows return; NULL: the weights'
+// half comes later.
 void block_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                           const struct block_saved *s, struct block_gradients *d, el *dx, const struct batch *b,
-                          struct block_scratch *scratch);
+                          struct block_scratch *scratch, struct layer_params *g);
 void block_backward_weight(const struct context *x, struct layer_params *g, const struct block_saved *s,
                            const struct block_gradients *d, const struct batch *b);
 

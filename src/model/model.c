@@ -398,9 +398,8 @@ double model_forward(struct model *m, const struct micro *i, const struct batch 
     return m->x.k->sum(m->head.loss, T);
 }
 
-static void layer_backward_weight(struct model *m, const struct micro *i, const struct batch *b, long l)
+static void tell_layer_done(const struct model *m, const struct micro *i, long l)
 {
-    block_backward_weight(&m->x, &m->g.layer[l], saved_of(m, l, i->number), gradients_of(m, l, i->number), b);
     if (i->last && m->layer_done) m->layer_done(m->whom, l);
 }
 
@@ -414,8 +413,10 @@ static void layers_backward(struct model *m, const struct micro *i, const struct
         struct block_gradients *below = l > layers.first ? gradients_of(m, l - 1, i->number) : NULL;
         el *dx = !below ? m->dx : below == g ? g->d.in : below->dy;
         block_recompute(&m->x, &m->p.layer[l], m->slots[l].level, saved_of(m, l, i->number), b, &m->scratch);
-        block_backward_input(&m->x, &m->p.layer[l], &m->o.rule, saved_of(m, l, i->number), g, dx, b, &m->scratch);
-        if (both || !m->slots[l].gradients_n) layer_backward_weight(m, i, b, l);
+        bool weights = both || !m->slots[l].gradients_n;
+        block_backward_input(&m->x, &m->p.layer[l], &m->o.rule, saved_of(m, l, i->number), g, dx, b, &m->scratch,
+                             weights ? &m->g.layer[l] : NULL);
+        if (weights) tell_layer_done(m, i, l);
         if (below == g) {
             g->d.in = g->dy;
             g->dy = dx;
@@ -445,7 +446,10 @@ void model_backward_weight(struct model *m, const struct micro *i, const struct 
     struct batch b = batch_at(m, i->chunk, i->number, host->B, host->S);
     struct range layers = local_layers(m, i->chunk);
     for (long l = layers.first + layers.count - 1; l >= layers.first; l--)
-        if (m->slots[l].gradients_n) layer_backward_weight(m, i, &b, l);
+        if (m->slots[l].gradients_n) {
+            block_backward_weight(&m->x, &m->g.layer[l], saved_of(m, l, i->number), gradients_of(m, l, i->number), &b);
+            tell_layer_done(m, i, l);
+        }
 }
 
 double model_forward_backward(struct model *m, const struct batch *host, double loss_scale, double aux_weight,

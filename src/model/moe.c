@@ -60,10 +60,16 @@ static long row_bytes(const struct context *x)
     return x->c->D * dtype_size(x->k->el);
 }
 
-// Pieces under way: chunk after chunk is waited for, worked on and sent back while the later ones still travel.
-struct travel {
-    struct transfer *rows[MOST_CHUNKS], *weights[MOST_CHUNKS];
-};
+// Chunk after chunk is waited for, worked on and sent back while the next one travels. That one sets out only then: all
+// at once would share the wire and arrive together, at the end.
+static void dispatch_next(const struct context *x, const struct moe_saved *s, struct travel *t, el *here, bool weights,
+                          long chunk)
+{
+    if (moe_alone(x) || chunk == s->plan.chunks) return;
+    t->rows[chunk] = rows_start(&s->plan, x->k, x->room.sent, here, row_bytes(x), chunk);
+    if (weights)
+        t->weights[chunk] = rows_start(&s->plan, x->k, x->room.weights, s->row_weight, dtype_size(x->k->acc), chunk);
+}
 
 // Each own row, taken from its token's, sets out for the rank that holds its expert. weights NULL: rows alone.
 static struct travel dispatch_start(const struct context *x, const struct moe_saved *s, el *here, const el *tokens,
@@ -74,10 +80,7 @@ static struct travel dispatch_start(const struct context *x, const struct moe_sa
     bool alone = moe_alone(x);
     k->permute(alone ? here : x->room.sent, tokens, s->source, s->R, x->c->K, x->c->D);
     if (weights) k->pick(alone ? s->row_weight : x->room.weights, s->weight, s->source, s->R);
-    for (long c = 0; !alone && c < s->plan.chunks; c++) {
-        t.rows[c] = rows_start(&s->plan, k, x->room.sent, here, row_bytes(x), c);
-        if (weights) t.weights[c] = rows_start(&s->plan, k, x->room.weights, s->row_weight, dtype_size(k->acc), c);
-    }
+    dispatch_next(x, s, &t, here, weights, 0);
     return t;
 }
 
@@ -89,6 +92,7 @@ static void dispatch_wait(const struct context *x, const struct moe_saved *s, st
     alive_phase(PHASE_EXCHANGE);
     transfer_wait(t->rows[chunk]);
     transfer_wait(t->weights[chunk]);
+    dispatch_next(x, s, t, here, weights, chunk + 1);
     rows_share(&s->plan, here, row_bytes(x), chunk);
     if (weights) rows_share(&s->plan, s->row_weight, dtype_size(x->k->acc), chunk);
     alive_phase(back_to);
@@ -225,6 +229,8 @@ void moe_recompute(const struct context *x, const struct layer_params *p, struct
 
 // ---- backward ----
 
+// From the last line of forward to the first.
+
 // A chunk's experts, from the gradient of their results to that of their rows. A dropped assignment has no row.
 static void experts_backward(const struct context *x, const struct layer_params *p, const struct moe_saved *s,
                              struct moe_saved *ds, const el *rows, long c)
@@ -241,28 +247,41 @@ static void experts_backward(const struct context *x, const struct layer_params 
     k->grouped_nn(ds->xr, ds->ab, w13, m.first, m.experts.count, 2 * F, D);
 }
 
-// From the last line of forward to the first.
-void moe_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
-                        const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
-                        el *rows, acc *dxn)
+// Combine, return: the gradient of a row is its token's. Experts. Dispatch.
+struct travel moe_backward_experts(const struct context *x, const struct layer_params *p, const struct moe_saved *s,
+                                   struct moe_saved *ds, const el *dy, el *rows)
 {
-    const struct kernels *k = x->k;
-    const struct config *c = x->c;
-    struct range own = own_tokens(x, T);
-    long D = c->D, E = c->E, K = c->K, n = own.count;
-
-    // Combine, return: the gradient of a row is its token's. Experts. Dispatch.
     struct travel t = dispatch_start(x, s, rows, dy, false);
     for (long i = 0; i < s->plan.chunks; i++) {
         dispatch_wait(x, s, &t, rows, false, i);
         experts_backward(x, p, s, ds, rows, i);
         return_start(x, s, &t, ds->xr, ds->row_weight, i);
     }
-    const el *back = return_wait(x, s, &t, true, ds->xr);
+    return t;
+}
+
+void moe_backward_experts_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
+                                 const struct moe_saved *ds, const el *rows)
+{
+    const struct kernels *k = x->k;
+    long D = x->c->D, F = x->local.F, E = x->local.E;
+    k->grouped_tn(g->w2.data, rows, s->h, s->plan.first, E, D, F);
+    k->grouped_tn(g->w13.data, ds->ab, s->xr, s->plan.first, E, 2 * F, D);
+}
+
+// Route: z from the weights, L_aux and L_z; n from the router and the rows; x from n and the residual.
+void moe_backward_route(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+                        const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
+                        acc *dxn, struct travel *t)
+{
+    const struct kernels *k = x->k;
+    const struct config *c = x->c;
+    struct range own = own_tokens(x, T);
+    long D = c->D, E = c->E, K = c->K, n = own.count;
+    const el *back = return_wait(x, s, t, true, ds->xr);
     k->zero(ds->weight, n * K * dtype_size(k->acc));
     k->place(ds->weight, moe_alone(x) ? ds->row_weight : x->room.weights, s->source, s->R);
 
-    // Route: z from the weights, L_aux and L_z; n from the router and the rows; x from n and the residual.
     k->gate_backward(ds->z, ds->weight, rule->aux == AUX_NONE ? NULL : s->aux_dg, s->g, s->inv_std, s->z, s->expert,
                      s->weight, c->gate_norm_std, own.first, s->aux_group, n, E, K);
     if (rule->z_coeff) k->z_loss_backward(ds->z, s->lse, s->z, s->inv_std, c->gate_norm_std, s->z_scale, n, E);
@@ -271,13 +290,11 @@ void moe_backward_input(const struct context *x, const struct layer_params *p, c
     k->rmsnorm_backward(dx, dy, ds->xn, in, p->ffn_norm.data, s->rstd, n, D);
 }
 
-void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
-                         const struct moe_saved *ds, const el *in, long T, const el *rows)
+void moe_backward_route_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
+                               const struct moe_saved *ds, const el *in, long T)
 {
     const struct kernels *k = x->k;
-    long D = x->c->D, F = x->local.F, E = x->local.E, n = own_tokens(x, T).count;
-    k->grouped_tn(g->w2.data, rows, s->h, s->plan.first, E, D, F);
-    k->grouped_tn(g->w13.data, ds->ab, s->xr, s->plan.first, E, 2 * F, D);
+    long D = x->c->D, n = own_tokens(x, T).count;
     k->router_tn(g->router.data, ds->z, s->xn, n, x->c->E, D);
     k->rmsnorm_backward_weight(g->ffn_norm.data, ds->xn, in, s->rstd, n, D);
 }

@@ -97,12 +97,22 @@ void moe_forward(const struct context *x, const struct layer_params *p, const st
 // dispatch: xr was dropped.
 void moe_recompute(const struct context *x, const struct layer_params *p, struct moe_saved *s, const el *in, long T,
                    bool dispatch);
-// rows: the gradient of the experts' results, for backward_weight. dxn: scratch acc [own, D].
-void moe_backward_input(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
+
+// Backward in two parts, experts and then routing, each with a half for its input and one for its weights: what the
+// experts found travels back while their weights' half is computed, if that comes before the route's.
+// rows: the gradient of the experts' results, for the weights' half. dxn: scratch acc [own, D].
+struct travel { // pieces under way
+    struct transfer *rows[MOST_CHUNKS], *weights[MOST_CHUNKS];
+};
+struct travel moe_backward_experts(const struct context *x, const struct layer_params *p, const struct moe_saved *s,
+                                   struct moe_saved *ds, const el *dy, el *rows);
+void moe_backward_experts_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
+                                 const struct moe_saved *ds, const el *rows);
+void moe_backward_route(const struct context *x, const struct layer_params *p, const struct moe_rule *rule,
                         const struct moe_saved *s, struct moe_saved *ds, el *dx, const el *dy, const el *in, long T,
-                        el *rows, acc *dxn);
-void moe_backward_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
-                         const struct moe_saved *ds, const el *in, long T, const el *rows);
+                        acc *dxn, struct travel *t);
+void moe_backward_route_weight(const struct context *x, struct layer_params *g, const struct moe_saved *s,
+                               const struct moe_saved *ds, const el *in, long T);
 
 // Adds a routed micro-batch to the step's sums and sets the gradients of its auxiliary losses, s->aux_dg and s->z_scale
 // (moe_balance.c).

@@ -78,6 +78,7 @@ static void put_step(struct json_out *o, const struct trainer *t)
         json_put_long(o, "sent_between_hosts_bytes", r->sent.far);
         json_put_long(o, "expert_rows_bytes", r->experts.near + r->experts.far);
         json_put_long(o, "expert_rows_between_hosts_bytes", r->experts.far);
+        json_put_real(o, "expert_rows_exposed_s", r->rows_exposed);
     }
     json_put_long(o, "rss_bytes", resident_bytes());
     json_begin(o, "layers", '[');

@@ -214,7 +214,7 @@ static enum status too_many_skipped(const struct trainer *t)
 // What this process has sent since its start, and how long it has waited for rows, gradients and weights of other
 // ranks. Waiting for another stage is part of the pipeline's bubble and not counted.
 struct so_far {
-    double waited_s;
+    double waited_s, rows_s; // for anything; for experts' rows
     long bytes[4]; // of all: near, far; of experts: near, far
 };
 
@@ -226,6 +226,7 @@ static struct so_far so_far(void)
         bool experts = c == CHANNEL_EXPERT || c == CHANNEL_EXPERT_TENSOR;
         if (c == CHANNEL_WORLD) continue;
         if (c != CHANNEL_PIPELINE && c != CHANNEL_PIPELINE_BACK) sum.waited_s += t.waited_s;
+        if (experts) sum.rows_s += t.waited_s;
         sum.bytes[0] += t.near_bytes;
         sum.bytes[1] += t.far_bytes;
         sum.bytes[2] += experts ? t.near_bytes : 0;
@@ -239,11 +240,12 @@ static void sum_traffic(struct trainer *t, const struct so_far *before)
 {
     struct step_result *r = &t->result;
     struct so_far now = so_far();
-    r->exposed = now.waited_s - before->waited_s;
+    double waited[2] = {now.waited_s - before->waited_s, now.rows_s - before->rows_s};
     for (int i = 0; i < 4; i++) now.bytes[i] -= before->bytes[i];
-    group_sum_f64(&t->grid.world, &r->exposed, 1);
+    group_sum_f64(&t->grid.world, waited, 2);
     group_sum_long(&t->grid.world, now.bytes, 4);
-    r->exposed /= (double)t->grid.world.size;
+    r->exposed = waited[0] / (double)t->grid.world.size;
+    r->rows_exposed = waited[1] / (double)t->grid.world.size;
     r->sent = (struct sent){now.bytes[0], now.bytes[1]};
     r->experts = (struct sent){now.bytes[2], now.bytes[3]};
 }

@@ -22,6 +22,7 @@ struct step_result {
     double seconds;
     double tflops;
     double exposed;       // seconds spent waiting for other ranks' rows, gradients and weights; mean over ranks
+    double rows_exposed;  // for experts' rows alone
     struct sent {         // bytes of this step, all ranks together: within hosts, between them
         long near, far;
     } sent, experts;      // everything but the few numbers that all must know; rows of experts alone
