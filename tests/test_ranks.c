@@ -150,7 +150,8 @@ static void test_planned_split(void **state)
     (void)state;
     OK_OR_FAIL(folder_remove(at("planned")));
     WORKS("launch", "-n", "2", "--", "train", JOB, "--output", at("planned"), "--train-steps", "2",
-          "--pipeline-parallel-size", "2", "--layer-split", "auto", "--recompute", "full", "--recompute-layers", "auto");
+          "--pipeline-parallel-size", "2", "--layer-split", "auto", "--recompute", "full", "--recompute-layers",
+          "auto");
     assert_non_null(strstr(err_text, "planner: --layer-split "));
     checkpoint_loads("planned", 2);
 }
