@@ -41,7 +41,10 @@ static inline struct cluster machine(long hosts, long devices)
         struct constant *k;
         const char *name = cluster_constant(&k, &c, i);
         k->source = SOURCE_MEASURED;
-        k->value = strstr(name, "latency") ? 1e-6 : strstr(name, "memory") ? 1e9 : strstr(name, "flops") ? 1e10 : 1e9;
+        k->value = strstr(name, "latency")   ? 1e-6
+                   : strstr(name, "overlap") ? 1
+                   : strstr(name, "flops")   ? 1e10
+                                             : 1e9; // bytes, and bytes/s
     }
     return c;
 }

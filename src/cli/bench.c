@@ -11,6 +11,7 @@
 static struct options {
     bool kernels, train, decode, prefill, balance;
     const char *model, *calibrate;
+    long B, S; // of --calibrate
     struct balance_options runs; // of --balance
 } options;
 
@@ -25,6 +26,8 @@ static const struct setting rows[] = {
      "no speed: short training runs that differ in how experts are balanced, and a table of what came of them"},
     {"calibrate", SETTING_TEXT, AT(calibrate), NULL, 0, 0, NULL,
      "no rows: measure kernels (and under mpirun messages) at --model's shapes and write a cluster file for plan"},
+    {"micro-batch-size", SETTING_LONG, AT(B), "4", 1, 4096, NULL, "--calibrate: sequences of a micro-batch"},
+    {"seq-length", SETTING_LONG, AT(S), "512", 1, 1 << 17, NULL, "--calibrate: tokens of each"},
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
      "config.json of the model rows; default: a shape for each row, 13 GB of memory at most. --balance: the folder of "
      "a mixture that all runs start from"},
@@ -134,7 +137,7 @@ static enum status print_json(void)
 static enum status measure_rows(const struct config *c, bool json)
 {
     for (enum peak p = 0; p < PEAKS; p++) best[p] = peak_best(p);
-    if (options.calibrate) return bench_calibrate(c, options.calibrate, json);
+    if (options.calibrate) return bench_calibrate(c, options.B, options.S, options.calibrate, json);
     if (options.kernels) TRY(bench_kernels());
     if (options.train) TRY(bench_train(c));
     if (options.decode) TRY(bench_decode(c));

@@ -41,7 +41,8 @@ MUST_USE enum status bench_kernels(void);                         // products an
 MUST_USE enum status bench_train(const struct config *c);         // whole steps: dense, mixture, memory
 MUST_USE enum status bench_decode(const struct config *c);        // one sequence, bf16 and FP8
 MUST_USE enum status bench_prefill(const struct config *c);       // 512 tokens at once, bf16 and FP8
-// Writes this machine's constants as a cluster file for `plan` (bench_calibrate.c); no rows. c NULL: a usual shape.
-MUST_USE enum status bench_calibrate(const struct config *c, const char *path, bool json);
+// Writes this machine's constants as a cluster file for `plan` (bench_calibrate.c); no rows. c NULL: a usual shape;
+// micro-batches of B sequences of S tokens.
+MUST_USE enum status bench_calibrate(const struct config *c, long B, long S, const char *path, bool json);
 
 #endif

@@ -42,9 +42,9 @@ static const char *experts_text(char text[ASSUMPTION_TEXT], const struct run *r)
 
 static const char *overlap_text(char text[ASSUMPTION_TEXT], const struct run *r)
 {
-    snprintf(text, ASSUMPTION_TEXT, "overlap: %ld of %ld pieces of an exchange travel behind the experts' products; "
-             "gradients travel behind the last micro-batch's backward, but one layer's cannot", r->exchange_chunks - 1,
-             r->exchange_chunks);
+    snprintf(text, ASSUMPTION_TEXT, "overlap: %ld of %ld pieces of an exchange travel behind the experts' products, "
+             "the last one of backward behind their weights'; gradients travel behind the last micro-batch's backward, "
+             "but one layer's cannot", r->exchange_chunks - 1, r->exchange_chunks);
     return text;
 }
 

@@ -31,10 +31,13 @@ static const struct row {
     {"kernels", "attention_flops", AT(flops[RATE_ATTENTION]), false, 1e6, 1e21},
     {"kernels", "attention_backward_flops", AT(flops[RATE_ATTENTION_BACKWARD]), false, 1e6, 1e21},
     {"kernels", "read_bytes_per_s", AT(read_bytes_per_s), true, 1e6, 1e18},
+    {"kernels", "elements_bytes_per_s", AT(elements_bytes_per_s), false, 1e6, 1e18},
     {"inside", "bytes_per_s", AT(inside.bytes_per_s), true, 1e3, 1e18},
     {"inside", "latency_s", AT(inside.latency_s), false, 0, 10},
+    {"inside", "overlap", AT(inside.overlap), false, 0, 1},
     {"between", "bytes_per_s", AT(between.bytes_per_s), true, 1e3, 1e18},
     {"between", "latency_s", AT(between.latency_s), false, 0, 10},
+    {"between", "overlap", AT(between.overlap), false, 0, 1},
 };
 
 static struct constant *constant_at(struct cluster *c, const struct row *r)
@@ -55,6 +58,17 @@ double cluster_flops(const struct cluster *c, enum rate rate)
 {
     const struct constant *own = &c->flops[rate];
     return own->source == SOURCE_ABSENT ? c->peak_flops.value : own->value;
+}
+
+double cluster_elements(const struct cluster *c)
+{
+    const struct constant *own = &c->elements_bytes_per_s;
+    return own->source == SOURCE_ABSENT ? c->read_bytes_per_s.value : own->value;
+}
+
+double wire_overlap(const struct wire *w)
+{
+    return w->overlap.source == SOURCE_ABSENT ? 1 : w->overlap.value;
 }
 
 long cluster_devices(const struct cluster *c)

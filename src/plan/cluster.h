@@ -26,6 +26,7 @@ enum rate {
 
 struct wire { // of one device, one direction
     struct constant bytes_per_s, latency_s; // latency absent: 0
+    struct constant overlap; // share of a message that moves behind computing, 0 to 1; absent: 1
 };
 
 struct cluster {
@@ -34,7 +35,8 @@ struct cluster {
     struct constant memory_bytes;
     struct constant peak_flops;  // what MFU divides by
     struct constant flops[RATES];
-    struct constant read_bytes_per_s; // memory of a device
+    struct constant read_bytes_per_s;     // memory of a device
+    struct constant elements_bytes_per_s; // of what norms, swiglu, gating ... read and write; absent: the memory's
     struct wire inside, between; // a host
 };
 
@@ -44,11 +46,13 @@ MUST_USE enum status cluster_parse(struct cluster *c, const char *text, long byt
 void cluster_put(struct json_out *o, const struct cluster *c); // as such a file
 
 // The constants by their names in the file ("kernels.grouped_flops"), in its order.
-enum { CLUSTER_CONSTANTS = 2 + RATES + 1 + 4 };
+enum { CLUSTER_CONSTANTS = 2 + RATES + 2 + 6 };
 const char *cluster_constant(struct constant **constant, struct cluster *c, long index);
 const char *source_name(enum origin s); // "measured", "datasheet", "absent"
 
 double cluster_flops(const struct cluster *c, enum rate rate); // the peak where absent
+double cluster_elements(const struct cluster *c);              // bytes/s; the memory's where absent
+double wire_overlap(const struct wire *w);
 long cluster_devices(const struct cluster *c);                 // of all hosts
 
 #endif

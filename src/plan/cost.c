@@ -13,7 +13,7 @@ static const struct {
                                  "grouped_weight_flops (dense: product_)"},
     [TERM_HEAD] = {"head", "logits and their backward: FLOPs / kernels.product_flops and product_weight_flops"},
     [TERM_ELEMENTS] = {"elements", "norms, residuals, rotation, swiglu, permuting, embedding, softmax: bytes / "
-                                   "kernels.read_bytes_per_s"},
+                                   "kernels.elements_bytes_per_s"},
     [TERM_TOKENS] = {"tokens", "tensor group: gather tokens, add up parts: bytes / wire"},
     [TERM_ROWS] = {"rows", "expert group: rows to experts and back: bytes / wire"},
     [TERM_SLICES] = {"slices", "expert tensor group: rows to all slices, add up parts: bytes / wire"},
@@ -22,9 +22,10 @@ static const struct {
     [TERM_GRADIENTS] = {"gradients", "f32 gradients to their owners among the ranks that hold the same part: "
                                      "bytes / wire"},
     [TERM_WEIGHTS] = {"weights", "new weights from their owners to their holders: bytes / wire"},
-    [TERM_OPTIMIZER] = {"optimizer", "AdamW on the owned elements and the gradient norm: bytes / "
+    [TERM_OPTIMIZER] = {"optimizer", "adding up gradients, their norm, AdamW on the owned elements: bytes / "
                                      "kernels.read_bytes_per_s"},
-    [TERM_HIDDEN] = {"hidden", "exchange behind experts (--exchange-chunks) and gradients behind the last backward"},
+    [TERM_HIDDEN] = {"hidden", "exchange behind experts (--exchange-chunks) and gradients behind the last backward, as "
+                               "far as the wire's overlap allows"},
 };
 
 const char *term_name(enum term t)
@@ -101,7 +102,7 @@ static struct scale scale_of(const struct run *r)
     s.own = s.T / (double)l->tp;
     s.own_rows = kept * (double)c->K * s.own;
     if (c->E) s.rows = s.own_rows * (double)(l->ep * l->etp) * s.most.E / (double)c->E;
-    s.read = r->cluster->read_bytes_per_s.value;
+    s.read = cluster_elements(r->cluster);
     s.product = cluster_flops(r->cluster, RATE_PRODUCT);
     s.product_weight = cluster_flops(r->cluster, RATE_PRODUCT_WEIGHT);
     return s;
@@ -180,8 +181,13 @@ static void add_moe(struct work *w, const struct scale *s)
     double there = rows_seconds(s, s->D * s->el + 4), back = rows_seconds(s, s->D * s->el);
     double slices = place_seconds(r->cluster, s->place.expert_tensor, s->rows / (double)r->layout.etp * s->D * s->el);
     double records = place_seconds(r->cluster, s->place.tensor, s->own * (double)r->c->K * 8);
-    double hidden_rows = hidden_exchange(there + back, flops / grouped, r->exchange_chunks);
-    add_product(w, TERM_EXPERTS, flops, grouped, cluster_flops(r->cluster, RATE_GROUPED_WEIGHT));
+    double grouped_weight = cluster_flops(r->cluster, RATE_GROUPED_WEIGHT);
+    double hidden_rows = hidden_exchange(there + back, flops / grouped, r->exchange_chunks), last = 0;
+    // The last piece returns behind the weights' half, where that comes at once.
+    if (r->schedule != PIPELINE_ZERO_BUBBLE) last = (there + back) / 2 / (double)r->exchange_chunks;
+    if (last > flops / grouped_weight) last = flops / grouped_weight;
+    double overlap = place_overlap(r->cluster, s->place.expert);
+    add_product(w, TERM_EXPERTS, flops, grouped, grouped_weight);
     add_product(w, TERM_PROJECTIONS, 2 * s->own * E * s->D, s->product, s->product_weight);
     double gate = 4 * 4 * s->own * E; // bytes: z, g and their sums, in f32
     w->forward.t[TERM_ELEMENTS] += ((5 * norm + 3 * s->own_rows * s->D + 3 * hidden) * s->el + gate) / s->read;
@@ -191,8 +197,8 @@ static void add_moe(struct work *w, const struct scale *s)
     w->input.t[TERM_ROWS] += back + there; // dy goes there; dx and the gradient of the weight come back
     w->forward.t[TERM_SLICES] += 2 * slices;
     w->input.t[TERM_SLICES] += 2 * slices;
-    w->forward.t[TERM_HIDDEN] -= hidden_rows;
-    w->input.t[TERM_HIDDEN] -= hidden_rows;
+    w->forward.t[TERM_HIDDEN] -= overlap * hidden_rows;
+    w->input.t[TERM_HIDDEN] -= overlap * (hidden_rows + last);
 }
 
 // What backward computes again: everything up to the experts' hidden rows, but no routing, and rows that were
@@ -287,6 +293,15 @@ double owned_of(const struct run *r, const struct places *p, struct held h)
     return h.dense / size_of(p->data) + h.everywhere / size_of(p->plane) + h.experts / size_of(p->replicas);
 }
 
+// Bytes of adding up what the holders of owned elements found.
+static double summing_bytes(const struct places *p, struct held h)
+{
+    double n[] = {size_of(p->data), size_of(p->plane), size_of(p->replicas)};
+    double held[] = {h.dense, h.everywhere, h.experts}, bytes = 0;
+    for (int i = 0; i < 3; i++) bytes += n[i] > 1 ? held[i] / n[i] * (n[i] + 1) * 4 : 0;
+    return bytes;
+}
+
 void ends_of(struct ends *e, const struct run *r, long layers, bool first, bool last)
 {
     struct places p;
@@ -294,7 +309,8 @@ void ends_of(struct ends *e, const struct run *r, long layers, bool first, bool 
     double size = (double)dtype_size(r->dtype), state = r->dtype == F32 ? 24 : 24 + size; // masters, moments: both ways
     double held = h.dense + h.everywhere + h.experts, gradient = 4;
     places_of(&p, r->cluster, &r->layout);
-    *e = (struct ends){0};
+    // Experts' gradients travel among their replicas, if there are any; else the dense ones' way counts.
+    *e = (struct ends){.overlap = place_overlap(r->cluster, size_of(p.replicas) > 1 ? p.replicas : p.data)};
     // Without ZeRO every holder needs the sums: the gradients come back, and the weights need not.
     double ways = r->zero ? 1 : 2;
     e->t.t[TERM_GRADIENTS] = ways * slices_seconds(r, &p, h, gradient);
@@ -302,6 +318,7 @@ void ends_of(struct ends *e, const struct run *r, long layers, bool first, bool 
     if (e->last_gradient > e->t.t[TERM_GRADIENTS]) e->last_gradient = e->t.t[TERM_GRADIENTS];
     if (r->zero) e->t.t[TERM_WEIGHTS] = slices_seconds(r, &p, h, size);
     double owned = owned_of(r, &p, h);
-    e->t.t[TERM_OPTIMIZER] = (owned * (2 * gradient + state) + held * gradient) /
-                             r->cluster->read_bytes_per_s.value; // norm; update; gradients to zero
+    // Sums; norm; update; gradients to zero.
+    e->t.t[TERM_OPTIMIZER] = (summing_bytes(&p, h) + owned * (2 * gradient + state) + held * gradient) /
+                             r->cluster->read_bytes_per_s.value;
 }

@@ -71,6 +71,7 @@ struct place {
     long near, far; // other members on the same host, on others: of the worst placed rank
 };
 double place_seconds(const struct cluster *c, struct place p, double bytes);
+double place_overlap(const struct cluster *c, struct place p); // what of it can hide behind computing
 // Of the groups of a layout.
 struct places {
     struct place tensor, data, expert, expert_tensor, replicas, plane;
@@ -94,6 +95,7 @@ double owned_of(const struct run *r, const struct places *p, struct held h);
 struct ends {
     struct times t;       // TERM_GRADIENTS, TERM_WEIGHTS, TERM_OPTIMIZER
     double last_gradient; // the part of TERM_GRADIENTS that no backward can hide: one layer's
+    double overlap;       // what of the rest can hide
 };
 void ends_of(struct ends *e, const struct run *r, long layers, bool first, bool last);
 

@@ -52,3 +52,8 @@ double place_seconds(const struct cluster *c, struct place p, double bytes)
     }
     return longest;
 }
+
+double place_overlap(const struct cluster *c, struct place p)
+{
+    return wire_overlap(p.far ? &c->between : &c->inside); // the slower wire is the one that is waited for
+}

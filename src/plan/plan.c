@@ -51,7 +51,8 @@ static double add_ends(struct plan *p, struct times *terms)
         struct ends e;
         const struct stage_plan *s = &p->stage[i];
         ends_of(&e, &p->run, s->layers, i == 0, i == p->run.layout.pp - 1);
-        double all = e.t.t[TERM_GRADIENTS], shown = most(all - s->backward_s, e.last_gradient);
+        double all = e.t.t[TERM_GRADIENTS], behind = all < s->backward_s ? all : s->backward_s;
+        double shown = most(all - e.overlap * behind, e.last_gradient);
         reduced = most(reduced, p->sim.end[i] + shown);
         gradients = most(gradients, all);
         if (e.t.t[TERM_OPTIMIZER] + e.t.t[TERM_WEIGHTS] < after) continue;
