@@ -102,6 +102,28 @@ static UNUSED void same_file(const char *a, const char *b, const char *name)
     for (int i = 0; i < 2; i++) file_map_close(&map[i]);
 }
 
+// The files of tensors, and their indexes, that both folders have.
+static UNUSED void same_tensors(const char *a, const char *b, const char *inner)
+{
+    char path[2][PATH_LENGTH], name[PATH_LENGTH];
+    struct path_list list[2];
+    long files[2] = {0, 0};
+    OK_OR_FAIL(path_join(path[0], a, inner));
+    OK_OR_FAIL(path_join(path[1], b, inner));
+    for (int f = 0; f < 2; f++) {
+        OK_OR_FAIL(folder_list(&list[f], path[f]));
+        for (long i = 0; i < list[f].n; i++) {
+            if (!strstr(list[f].name[i], ".safetensors")) continue;
+            files[f]++;
+            OK_OR_FAIL(path_join(name, inner, list[f].name[i]));
+            if (f == 0) same_file(a, b, name);
+        }
+        path_list_free(&list[f]);
+    }
+    assert_true(files[0] > 0);
+    assert_int_equal(files[0], files[1]);
+}
+
 static UNUSED void copy_run(const char *from, const char *to)
 {
     char command[2 * PATH_LENGTH + 16];

@@ -41,12 +41,13 @@ static void test_checkpoint(void **state)
     (void)state;
     static struct trainee a, b;
     const enum dtype dtypes[] = {F32, BF16, F32}; // the last: f32 arithmetic, bf16 in the folder
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) {
         struct config c = moe_config();
-        struct model_options o = training(dtypes[i], 1, 4);
+        struct model_options o = training(dtypes[i % 3], 1, 4);
         struct run_state saved, read;
         char path[PATH_LENGTH], *text;
-        c.dtype = i == 2 ? BF16 : dtypes[i];
+        c.dtype = i % 3 == 2 ? BF16 : dtypes[i % 3];
+        checkpoint_shard_bytes = i < 3 ? 0 : 4000;
         OK_OR_FAIL(folder_remove(in("run")));
         OK_OR_FAIL(trainee_init(&a, &c, &o));
         OK_OR_FAIL(trainee_init(&b, &c, &o));
@@ -56,6 +57,8 @@ static void test_checkpoint(void **state)
         OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &saved.s, "lr = 1\n", NULL, 2));
         OK_OR_FAIL(checkpoint_latest(path, in("run")));
         assert_non_null(strstr(path, "run/step-000007"));
+        assert_true(path_exists(in("run/step-000007/training/optimizer.safetensors")) == (i < 3));
+        assert_true(path_exists(in("run/step-000007/training/optimizer.safetensors.index.json")) == (i >= 3));
         state_init(&read);
         OK_OR_FAIL(checkpoint_load(&b.z, &read.s, path));
         assert_true(same_trainee(&a, &b));
@@ -89,6 +92,7 @@ static void test_keep(void **state)
     struct model_options o = training(F32, 1, 4);
     struct run_state s;
     struct path_list list;
+    checkpoint_shard_bytes = 4000;
     OK_OR_FAIL(folder_remove(in("run")));
     OK_OR_FAIL(trainee_init(&a, &c, &o));
     randomise_all(&a, 5);
@@ -167,11 +171,69 @@ static void test_failing_writes(void **state)
     OK_OR_FAIL(trainee_init(&c, &config, &o));
     randomise_all(&a, 5);
     randomise_all(&b, 6);
+    checkpoint_shard_bytes = 0;
     fail_every_write(&a, &b, &c, 5);
+    checkpoint_shard_bytes = 10000;
     fail_every_write(&a, &b, &c, 4); // the same step again: its folder is replaced
     trainee_free(&a);
     trainee_free(&b);
     trainee_free(&c);
+}
+
+// Files of a checkpoint, below it or below its folder `inner`, whose damage is found. Returns how many.
+static long damage_each(struct trainee *a, struct run_state *s, const char *path, const char *inner)
+{
+    struct path_list list;
+    long tried = 0;
+    char below[PATH_LENGTH];
+    OK_OR_FAIL(path_join(below, path, inner));
+    OK_OR_FAIL(folder_list(&list, below));
+    for (long i = 0; i < list.n; i++) {
+        char file[PATH_LENGTH], *text;
+        OK_OR_FAIL(path_join(file, below, list.name[i]));
+        if (path_is_folder(file) || !strcmp(list.name[i], "checksums.json")) continue;
+        tried++;
+        for (int damage = 0; damage < 3; damage++) {
+            long bytes;
+            OK_OR_FAIL(file_read(&text, &bytes, file, 1 << 20));
+            if (damage == 0) text[bytes / 2] ^= 1;
+            OK_OR_FAIL(file_write(file, text, damage == 1 ? bytes - 1 : bytes));
+            if (damage == 2) assert_int_equal(unlink(file), 0);
+            expect(checkpoint_load(&a->z, &s->s, path), ERR_FORMAT, list.name[i]);
+            if (damage == 0) text[bytes / 2] ^= 1;
+            OK_OR_FAIL(file_write(file, text, bytes));
+            free(text);
+        }
+    }
+    path_list_free(&list);
+    return tried;
+}
+
+// An index of the optimizer's files that lies, under a checksum that agrees.
+static void check_lies(struct trainee *a, const char *path)
+{
+    static const struct {
+        enum status status;
+        const char *index, *sentence;
+    } lies[] = {
+        {ERR_FORMAT, "{\"weight_map\":{\"a\":\"../model.safetensors\"}}", "is not the name of a .safetensors file"},
+        {ERR_FORMAT, "{\"weight_map\":{\"a\":\"/etc/optimizer.safetensors\"}}", "is not the name"},
+        {ERR_FORMAT, "{\"weight_map\":{}}", "weight_map is empty"},
+        {ERR_IO, "{\"weight_map\":{\"a\":\"no.safetensors\"}}", "training/no.safetensors: the file is missing"},
+    };
+    char index[PATH_LENGTH], *text;
+    long bytes;
+    OK_OR_FAIL(path_join(index, path, "training/optimizer.safetensors.index.json"));
+    OK_OR_FAIL(file_read(&text, &bytes, index, 1 << 20));
+    for (unsigned i = 0; i < sizeof lies / sizeof *lies; i++) {
+        OK_OR_FAIL(file_write(index, lies[i].index, (long)strlen(lies[i].index)));
+        expect(optimizer_read(&a->z, path), lies[i].status, lies[i].sentence);
+    }
+    assert_int_equal(unlink(index), 0);
+    expect(optimizer_read(&a->z, path), ERR_IO, "no optimizer.safetensors or optimizer.safetensors.index.json");
+    OK_OR_FAIL(file_write(index, text, bytes));
+    OK_OR_FAIL(optimizer_read(&a->z, path));
+    free(text);
 }
 
 // Any changed or missing byte of any file is found, and the file named.
@@ -184,30 +246,20 @@ static void test_damage(void **state)
     struct run_state s;
     char path[PATH_LENGTH];
     c.dtype = BF16;
-    OK_OR_FAIL(folder_remove(in("run")));
     OK_OR_FAIL(trainee_init(&a, &c, &o));
     randomise_all(&a, 5);
     state_fill(&s, 1);
-    OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &s.s, "x = 1\n", NULL, 0));
-    OK_OR_FAIL(checkpoint_latest(path, in("run")));
-    static const char *const files[] = {"model.safetensors", "config.json", "generation_config.json",
-                                        "training/optimizer.safetensors", "training/state.json",
-                                        "training/settings.conf"};
-    for (unsigned i = 0; i < sizeof files / sizeof *files; i++)
-        for (int damage = 0; damage < 3; damage++) {
-            char file[PATH_LENGTH], *text;
-            long bytes;
-            OK_OR_FAIL(path_join(file, path, files[i]));
-            OK_OR_FAIL(file_read(&text, &bytes, file, 1 << 20));
-            if (damage == 0) text[bytes / 2] ^= 1;
-            OK_OR_FAIL(file_write(file, text, damage == 1 ? bytes - 1 : bytes));
-            if (damage == 2) assert_int_equal(unlink(file), 0);
-            expect(checkpoint_load(&a.z, &s.s, path), ERR_FORMAT, files[i]);
-            if (damage == 0) text[bytes / 2] ^= 1;
-            OK_OR_FAIL(file_write(file, text, bytes));
-            free(text);
-        }
-    OK_OR_FAIL(checkpoint_load(&a.z, &s.s, path));
+    for (int shards = 0; shards < 2; shards++) {
+        checkpoint_shard_bytes = shards ? 4000 : 0;
+        OK_OR_FAIL(folder_remove(in("run")));
+        OK_OR_FAIL(checkpoint_save(in("run"), &a.z, &s.s, "x = 1\n", NULL, 0));
+        OK_OR_FAIL(checkpoint_latest(path, in("run")));
+        long outer = damage_each(&a, &s, path, "."), inner = damage_each(&a, &s, path, "training");
+        printf("  %ld files and %ld of training\n", outer, inner);
+        assert_true(shards ? outer >= 5 && inner >= 5 : outer == 3 && inner == 3); // 2 shards and an index, at least
+        OK_OR_FAIL(checkpoint_load(&a.z, &s.s, path));
+    }
+    check_lies(&a, path);
     char file[PATH_LENGTH], *text;
     long bytes;
     OK_OR_FAIL(path_join(file, path, "checksums.json"));

@@ -54,6 +54,47 @@ static void test_train_and_resume(void **state)
     assert_non_null(strstr(err_text, "raise --train-steps"));
 }
 
+// A checkpoint whose optimizer state is in several files: all of them are needed, and each is checked.
+static void test_shards_of_the_optimizer(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    checkpoint_shard_bytes = 20000;
+    log_quiet(true);
+    OK_OR_FAIL(kernels_init(1));
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("shards"), MOE_RUN,
+                    "--train-steps", "1"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    struct path_list list;
+    OK_OR_FAIL(folder_list(&list, at("shards/step-000001/training")));
+    assert_true(list.n > 5);
+    for (long i = 0; i < list.n; i++) {
+        char file[256], *text;
+        long bytes;
+        snprintf(file, sizeof file, "shards/step-000001/training/%s", list.name[i]);
+        if (strncmp(list.name[i], "optimizer", 9) != 0) continue;
+        OK_OR_FAIL(file_read(&text, &bytes, at(file), 1 << 24));
+        text[bytes / 2] ^= 1;
+        OK_OR_FAIL(file_write(at(file), text, bytes));
+        text[bytes / 2] ^= 1;
+        FAILS(1, list.name[i], "inspect", at("shards/step-000001"), "--verify");
+        FAILS(1, list.name[i], "train", "--output", at("shards"), "--resume", "--quiet");
+        assert_null(strchr(err_text, '\n')); // one sentence
+        assert_int_equal(unlink(at(file)), 0);
+        FAILS(1, list.name[i], "inspect", at("shards/step-000001"), "--verify");
+        FAILS(1, list.name[i], "train", "--output", at("shards"), "--resume", "--quiet");
+        assert_non_null(strstr(err_text, "the file is missing"));
+        OK_OR_FAIL(file_write(at(file), text, bytes));
+        free(text);
+    }
+    path_list_free(&list);
+    WORKS("inspect", at("shards/step-000001"), "--verify");
+    WORKS("train", "--output", at("shards"), "--resume", "--train-steps", "2", "--keep", "1", "--quiet");
+    assert_false(path_exists(at("shards/step-000001"))); // with all its files
+    assert_true(path_exists(at("shards/step-000002/training/optimizer.safetensors"))); // the program cuts at 5 GB
+}
+
 // What a person sees: the model's shape, the formula, progress, the first drop rate of an initialised MoE.
 static void test_train_says(void **state)
 {
@@ -259,6 +300,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_train_refuses), cmocka_unit_test(test_train_and_resume),
+        cmocka_unit_test(test_shards_of_the_optimizer),
         cmocka_unit_test(test_train_says),    cmocka_unit_test(test_signals),
         cmocka_unit_test(test_eval),          cmocka_unit_test(test_logits),
         cmocka_unit_test(test_generate),      cmocka_unit_test(test_text),

@@ -335,6 +335,29 @@ static void test_checksums(void **state)
     assert_true(xxh3("a", 1) != xxh3("b", 1));
 }
 
+static long moved_times;
+
+static void moved(void)
+{
+    moved_times++;
+}
+
+static void test_checksum_of_a_file(void **state)
+{
+    (void)state;
+    const long sizes[] = {0, 1, 16 << 20, (50L << 20) + 3}, signs[] = {0, 1, 1, 4};
+    for (int i = 0; i < 4; i++) {
+        struct file_map map;
+        assert_int_equal(file_write(at("long"), "a", sizes[i] > 0), OK);
+        assert_int_equal(file_extend(at("long"), sizes[i]), OK);
+        assert_int_equal(file_map_open(&map, at("long")), OK);
+        moved_times = 0;
+        assert_true(file_map_xxh3(&map, moved) == xxh3(map.data, map.bytes));
+        assert_int_equal(moved_times, signs[i]);
+        file_map_close(&map);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -351,6 +374,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_long_paths, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_rename, make_folder, remove_folder),
         cmocka_unit_test(test_checksums),
+        cmocka_unit_test_setup_teardown(test_checksum_of_a_file, make_folder, remove_folder),
     };
     return cmocka_run_group_tests_name("files", tests, NULL, NULL);
 }

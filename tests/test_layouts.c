@@ -50,6 +50,13 @@ static struct words words_of(const struct layout_case *c, const char *output, co
     return w;
 }
 
+// A dense model's checkpoints keep one file of weights and one of optimizer state; the others have several.
+static bool in_shards(const struct layout_case *c)
+{
+    checkpoint_shard_bytes = c == &layout_cases[DENSE] ? 0 : 60000;
+    return checkpoint_shard_bytes != 0;
+}
+
 static void train(struct trainer *t, const struct words *w)
 {
     OK_OR_FAIL(open_trainer(t, w->word, w->n));
@@ -61,6 +68,7 @@ static void train(struct trainer *t, const struct words *w)
 static void make_reference(const struct layout_case *c)
 {
     static struct trainer t;
+    bool shards = in_shards(c);
     struct words w = words_of(c, name_of("ref", c->name), "20");
     WORDS(&w, "--dump-gradients", at(name_of("gradients", c->name)));
     if (c->moe) WORDS(&w, "--dump-routing", at(name_of("routing", c->name)));
@@ -75,6 +83,13 @@ static void make_reference(const struct layout_case *c)
     WORDS(&w, "--lr", "0");
     train(&t, &w);
     trainer_close(&t);
+    const char *start = at(name_of("start", c->name));
+    for (int i = 0; i < 2; i++) {
+        char index[PATH_LENGTH];
+        OK_OR_FAIL(path_join(index, start, i ? "step-000001/training/optimizer.safetensors.index.json"
+                                             : "step-000001/model.safetensors.index.json"));
+        assert_true(path_exists(index) == shards);
+    }
     w = words_of(c, name_of("short", c->name), "6"); // for resuming under other numbers of ranks
     train(&t, &w);
     trainer_close(&t);
@@ -105,6 +120,7 @@ static void try_layout(const struct layout_row *row)
     const struct layout_case *c = &layout_cases[row->of];
     bool speaks = transport_rank() == 0;
     const char *run = name_of("run", row->name), *gradients = name_of("dg", row->name);
+    in_shards(c);
     if (speaks) printf("%ld ranks, %s\n", transport_ranks(), row->name);
 
     // With the reference's routing: 20 steps, and the gradients of the first.
@@ -125,7 +141,7 @@ static void try_layout(const struct layout_row *row)
     train(&t, &w);
     trainer_close(&t);
     if (speaks)
-        same_file(at(name_of("start", c->name)), at(name_of("init", row->name)), "step-000001/model.safetensors");
+        same_tensors(at(name_of("start", c->name)), at(name_of("init", row->name)), "step-000001");
 
     if (speaks) copy_run(at(name_of("start", c->name)), at(name_of("again", row->name)));
     struct group world = group_of("world", CHANNEL_WORLD, 0, 1, transport_ranks(), transport_rank());
@@ -137,8 +153,8 @@ static void try_layout(const struct layout_row *row)
     OK_OR_FAIL(trainer_save(&t));
     trainer_close(&t);
     for (int i = 0; speaks && i < 2; i++)
-        same_file(at(name_of("start", c->name)), at(name_of("again", row->name)),
-                  i ? "step-000001/training/optimizer.safetensors" : "step-000001/model.safetensors");
+        same_tensors(at(name_of("start", c->name)), at(name_of("again", row->name)),
+                     i ? "step-000001/training" : "step-000001");
     if (!c->moe || c->bf16) return;
 
     // With routing of its own; the same layout twice gives the same bits.
@@ -152,8 +168,8 @@ static void try_layout(const struct layout_row *row)
     if (!speaks) return;
     compare_routing(at(name_of("routing", c->name)), at(name_of("routes", row->name)), row->exact);
     for (int i = 0; i < 2; i++)
-        same_file(at(name_of("own", row->name)), at(name_of("own2", row->name)),
-                  i ? "step-000003/training/optimizer.safetensors" : "step-000003/model.safetensors");
+        same_tensors(at(name_of("own", row->name)), at(name_of("own2", row->name)),
+                     i ? "step-000003/training" : "step-000003");
 }
 
 // 4 -> 3 -> 6 ranks: two steps each, against six on one rank.

@@ -100,6 +100,34 @@ static void test_killed_while_saving(void **state)
     assert_true(n > 20);
 }
 
+static bool killed_while_loading(const char *run, long n)
+{
+    char fault[64];
+    snprintf(fault, sizeof fault, "load:0:1:kill:%ld", n);
+    setenv("SKYMOE_FAULT", fault, 1);
+    int code = RUN("launch", "-n", "2", "--", "train", "--resume", "--output", at(run));
+    unsetenv("SKYMOE_FAULT");
+    if (code == 0) return false; // there were fewer signs of life
+    if (code != 1 || sentences() != 1 || !strstr(err_text, "rank 1 on "))
+        fail_msg("%s: exit code %d: %s", fault, code, err_text);
+    return true;
+}
+
+// Killed at signs of life of a resume: there are some for every file that is verified and every tensor that is read.
+static void test_killed_while_loading(void **state)
+{
+    (void)state;
+    char path[PATH_LENGTH], file[PATH_LENGTH];
+    long n = 2, step = getenv("FAULT_RUNS") ? 1 : 25;
+    while (killed_while_loading("saved", n)) n += step;
+    printf("  %ld places of a resume\n", n - 1);
+    assert_true(n > 60);
+    OK_OR_FAIL(checkpoint_latest(path, at("saved")));
+    OK_OR_FAIL(path_join(file, path, "training/state.json")); // the last file: nothing is read after it was looked at
+    OK_OR_FAIL(file_write(file, "{}", 2));
+    assert_true(killed_while_loading("saved", 3));
+}
+
 static double loss_at(const char *run, long step)
 {
     struct rows r = read_rows(at(run), "loss");
@@ -202,6 +230,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed),   cmocka_unit_test(test_stopped),
         cmocka_unit_test(test_restarts), cmocka_unit_test(test_killed_while_saving),
+        cmocka_unit_test(test_killed_while_loading),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_told_to_stop),
         cmocka_unit_test(test_planned_split),
     };

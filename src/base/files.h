@@ -108,6 +108,8 @@ long disk_free_bytes(const char *path); // -1 when unknown
 // ---- checksums ----
 
 uint64_t xxh3(const void *data, long bytes);
+// The same of a whole file, however large: piece by piece, calling `moved` after each, letting go of what was read.
+uint64_t file_map_xxh3(const struct file_map *map, void (*moved)(void));
 uint32_t crc32c(const void *data, long bytes); // TensorBoard's
 
 // For tests: the n-th write (1-based, counted over all outputs, appends, syncs and renames) and all later ones fail

@@ -400,3 +400,20 @@ uint64_t xxh3(const void *data, long bytes)
 {
     return XXH3_64bits(data, (size_t)bytes);
 }
+
+uint64_t file_map_xxh3(const struct file_map *map, void (*moved)(void))
+{
+    enum { PIECE = 16 << 20 };
+    XXH3_state_t *state = XXH3_createState();
+    if (!state) return xxh3(map->data, map->bytes);
+    XXH3_64bits_reset(state);
+    for (long at = 0, n; at < map->bytes; at += n) {
+        n = map->bytes - at < PIECE ? map->bytes - at : PIECE;
+        XXH3_64bits_update(state, map->data + at, (size_t)n);
+        file_map_forget(map, at, n);
+        moved();
+    }
+    uint64_t hash = XXH3_64bits_digest(state);
+    XXH3_freeState(state);
+    return hash;
+}

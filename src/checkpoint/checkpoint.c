@@ -12,6 +12,8 @@
 enum { CHUNK = 1 << 18, STATE_LIMIT = 256 << 20, SETTINGS_LIMIT = 1 << 20, STEP_NAME = 32 };
 static const long COUNT_MAX = 1L << 53; // what a JSON number holds exactly
 
+long checkpoint_shard_bytes;
+
 // ---- names ----
 
 static void step_name(char name[STEP_NAME], long step)
@@ -104,8 +106,9 @@ static enum status write_folder(const char *path, const struct zero *z, const st
     const struct config *c = &z->m->c;
     long n;
     TRY(agree(tensor_plan_of(&plan, &n, c, c->dtype)));
-    enum status status = agree(transport_rank() == 0 ? folder_writer_open(&w, path, c, plan, n, 0, true)
-                                                     : folder_writer_join(&w, path, c, plan, n, 0));
+    long bytes = checkpoint_shard_bytes;
+    enum status status = agree(transport_rank() == 0 ? folder_writer_open(&w, path, c, plan, n, bytes, true)
+                                                     : folder_writer_join(&w, path, c, plan, n, bytes));
     free(plan);
     if (status == OK) status = fill_folder(w, z, s, settings, tokenizer_folder);
     alive_beat();

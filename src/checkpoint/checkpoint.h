@@ -2,7 +2,7 @@
 // names the newest. Invariants: a step folder is complete and durable before `latest` names it; nothing is deleted
 // before that; a crash at any instruction leaves the previous checkpoint loadable.
 //
-//     training/optimizer.safetensors   master.NAME, m.NAME, v.NAME of every parameter, f32
+//     training/optimizer.safetensors   master.NAME, m.NAME, v.NAME of every parameter, f32; or shards and an index
 //     training/state.json              struct training_state
 //     training/settings.conf           the run's settings
 #ifndef SKYMOE_CHECKPOINT_CHECKPOINT_H
@@ -28,6 +28,7 @@ struct training_state {
 // it, every rank writes what it owns, rank 0 gives it its name.
 MUST_USE enum status checkpoint_save(const char *run, const struct zero *z, const struct training_state *s,
                                      const char *settings, const char *tokenizer_folder, long keep);
+extern long checkpoint_shard_bytes; // where it cuts shards; 0: where every folder does (tests want small ones)
 // Reads weights, masters, moments and state, as much as this rank holds; every checksum is verified. The arrays of s
 // must have room (model's L, E).
 MUST_USE enum status checkpoint_load(struct zero *z, struct training_state *s, const char *path);
@@ -38,7 +39,7 @@ MUST_USE enum status training_state_parse(struct training_state *s, const struct
 MUST_USE enum status checkpoint_settings(char **text, const char *path); // the caller frees
 
 
-// checkpoint_tensors.c: training/optimizer.safetensors, and a model's values from several ranks.
+// checkpoint_tensors.c: the optimizer's state in training/, and a model's values from several ranks.
 MUST_USE enum status optimizer_write(struct folder_writer *w, const struct zero *z);
 MUST_USE enum status optimizer_read(struct zero *z, const char *path);
 MUST_USE enum status values_write(struct folder_writer *w, const struct zero *z);

@@ -1,4 +1,4 @@
-// What training keeps of each tensor beside its value, in one file; and tensors that several ranks write together.
+// What training keeps of each tensor beside its value; and tensors that several ranks write together.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,7 @@ static void kind_name(char name[TENSOR_NAME], const struct param *p, int which)
     snprintf(name, TENSOR_NAME, "%s.%s", kind_names[which], p->name);
 }
 
-// Every tensor of the file, in its order.
+// Every tensor of them, in their order.
 static enum status plan_of(struct tensor_plan **plan, long *n, const struct model *m)
 {
     struct param_list list;
@@ -55,8 +55,8 @@ static enum status plan_of(struct tensor_plan **plan, long *n, const struct mode
 
 // ---- pieces of tensors ----
 
-// Elements [from, from + n) of what this rank holds of p, which lie at `data` in acc, go to their places in the file.
-static enum status place_acc(struct placed_file *file, const struct model *m, const struct param *p, const char *name,
+// Elements [from, from + n) of what this rank holds of p, which lie at `data` in acc, go to their places in the files.
+static enum status place_acc(struct folder_writer *w, const struct model *m, const struct param *p, const char *name,
                              long from, long n, const void *data, char *host)
 {
     long size = dtype_size(m->x.k->acc);
@@ -65,101 +65,23 @@ static enum status place_acc(struct placed_file *file, const struct model *m, co
         if (run > n - i) run = n - i;
         if (run > CHUNK) run = CHUNK;
         m->x.k->to_host(host, (const char *)data + i * size, run * size);
-        TRY(placed_file_write(file, name, host, at * size, run * size));
+        TRY(folder_writer_place(w, name, host, at * size, run * size));
     }
     return OK;
 }
 
-static enum status place_optimizer(struct placed_file *file, const struct zero *z, char *host)
+static enum status place_optimizer(struct folder_writer *w, const struct zero *z, char *host)
 {
     char name[TENSOR_NAME];
     for (const struct zero_piece *p = z->piece; p < z->piece + z->pieces; p++)
         for (int which = 0; which < KINDS; which++) {
             if (!p->owned || !has_kind(z->m, p->param->kind, which)) continue;
             kind_name(name, p->param, which);
-            TRY(place_acc(file, z->m, p->param, name, p->from, p->n, kind_data(z, p, which), host));
+            TRY(place_acc(w, z->m, p->param, name, p->from, p->n, kind_data(z, p, which), host));
             alive_beat();
         }
     return OK;
 }
-
-static enum status place_file(const char *path, const struct zero *z, const struct tensor_plan *plan, long n)
-{
-    struct placed_file file;
-    char *host = malloc(CHUNK * sizeof(double));
-    if (!host) return fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
-    enum status status = placed_file_open(&file, path, plan, n);
-    if (status == OK) status = placed_file_close(&file, place_optimizer(&file, z, host));
-    free(host);
-    return status;
-}
-
-// One rank writes what follows what, and its checksum on the way.
-static enum status stream_tensors(struct safetensors_writer *w, const struct zero *z, char *host)
-{
-    const struct model *m = z->m;
-    long size = dtype_size(m->x.k->acc);
-    for (long i = 0; i < m->params.n; i++) {
-        const struct zero_piece *p = z->piece; // of a rank alone: the whole tensor
-        while (p < z->piece + z->pieces && p->param != &m->params.item[i]) p++;
-        for (int which = 0; which < KINDS; which++) {
-            if (!has_kind(m, m->params.item[i].kind, which)) continue;
-            const char *data = kind_data(z, p, which);
-            for (long at = 0, n; at < p->n; at += n) {
-                n = p->n - at < CHUNK ? p->n - at : CHUNK;
-                m->x.k->to_host(host, data + at * size, n * size);
-                TRY(safetensors_write_data(w, host, n * size));
-            }
-        }
-    }
-    return OK;
-}
-
-static enum status stream_file(struct folder_writer *folder, const char *path, const struct zero *z,
-                               const struct tensor_plan *plan, long n)
-{
-    struct safetensors_writer w;
-    uint64_t hash;
-    char *host = malloc(CHUNK * sizeof(double));
-    if (!host) return fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
-    enum status status = safetensors_write_open(&w, path, plan, n);
-    if (status != OK) {
-        free(host);
-        return status;
-    }
-    status = stream_tensors(&w, z, host);
-    free(host);
-    if (status != OK) {
-        safetensors_write_abort(&w);
-        return status;
-    }
-    TRY(safetensors_write_commit(&w, &hash));
-    return folder_writer_hash(folder, "training/optimizer.safetensors", hash);
-}
-
-static enum status write_file(struct folder_writer *folder, const struct zero *z, const struct tensor_plan *plan,
-                              long n)
-{
-    char path[PATH_LENGTH];
-    bool first = transport_rank() == 0;
-    TRY(agree(folder_writer_path(path, folder, "training/optimizer.safetensors")));
-    if (transport_ranks() == 1) return stream_file(folder, path, z, plan, n);
-    TRY(agree(first ? placed_file_make(path, plan, n) : OK));
-    TRY(agree(place_file(path, z, plan, n)));
-    return agree(first ? placed_file_finish(path) : OK);
-}
-
-enum status optimizer_write(struct folder_writer *folder, const struct zero *z)
-{
-    struct tensor_plan *plan = NULL;
-    long n = 0;
-    TRY(agree(plan_of(&plan, &n, z->m)));
-    enum status status = write_file(folder, z, plan, n);
-    free(plan);
-    return status;
-}
-
-// ---- values ----
 
 // Elements [from, from + n) of p's value, as the folder's type, to their places.
 static enum status place_value(struct folder_writer *w, const struct model *m, const struct param *p, long from, long n,
@@ -180,9 +102,10 @@ static enum status place_value(struct folder_writer *w, const struct model *m, c
     return OK;
 }
 
-static enum status place_values(struct folder_writer *w, const struct zero *z, char *host, float *values)
+static enum status place_values(struct folder_writer *w, const struct zero *z, char *host)
 {
     const struct model *m = z->m;
+    float *values = (float *)(host + CHUNK * sizeof(double)); // as far as converting them takes
     bool tells = m->grid.dp == 0 && m->grid.tp == 0; // what is counted, which all ranks of the stage have
     for (const struct param *p = m->params.item; p < m->params.item + m->params.n && tells; p++)
         if (p->kind->counted) TRY(place_value(w, m, p, 0, p->rows * p->columns, host, values));
@@ -193,31 +116,87 @@ static enum status place_values(struct folder_writer *w, const struct zero *z, c
     return OK;
 }
 
-enum status values_write(struct folder_writer *w, const struct zero *z)
+// ---- writing ----
+
+// What each rank owns, placed by it into files that rank 0 makes.
+static enum status write_together(struct folder_writer *w, const struct zero *z,
+                                  enum status (*place)(struct folder_writer *, const struct zero *, char *))
 {
-    char *host = malloc(CHUNK * sizeof(double));
-    float *values = malloc(CHUNK * sizeof *values);
     TRY(agree(transport_rank() == 0 ? folder_writer_shards(w) : OK));
-    enum status status = host && values ? place_values(w, z, host, values)
-                                        : fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
+    char *host = malloc(CHUNK * (sizeof(double) + sizeof(float)));
+    enum status status = host ? place(w, z, host)
+                              : fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
     free(host);
-    free(values);
     TRY(agree(folder_writer_placed(w, status)));
     return folder_writer_hash_shards(w);
 }
 
+enum status values_write(struct folder_writer *w, const struct zero *z)
+{
+    return write_together(w, z, place_values);
+}
+
+// One rank writes what follows what, and the checksums on the way.
+static enum status stream_tensors(struct folder_writer *w, const struct zero *z, char *host)
+{
+    const struct model *m = z->m;
+    long size = dtype_size(m->x.k->acc);
+    for (long i = 0; i < m->params.n; i++) {
+        const struct zero_piece *p = z->piece; // of a rank alone: the whole tensor
+        while (p < z->piece + z->pieces && p->param != &m->params.item[i]) p++;
+        for (int which = 0; which < KINDS; which++) {
+            if (!has_kind(m, m->params.item[i].kind, which)) continue;
+            const char *data = kind_data(z, p, which);
+            for (long at = 0, n; at < p->n; at += n) {
+                n = p->n - at < CHUNK ? p->n - at : CHUNK;
+                m->x.k->to_host(host, data + at * size, n * size);
+                TRY(folder_writer_data(w, host, n * size));
+            }
+        }
+    }
+    return OK;
+}
+
+static enum status stream_optimizer(struct folder_writer *w, const struct zero *z)
+{
+    char *host = malloc(CHUNK * sizeof(double));
+    if (!host) return fail(ERR_MEMORY, "memory: refused while saving (free some memory)");
+    enum status status = stream_tensors(w, z, host);
+    free(host);
+    return status;
+}
+
+enum status optimizer_write(struct folder_writer *w, const struct zero *z)
+{
+    struct tensor_plan *plan = NULL;
+    long n = 0;
+    TRY(agree(plan_of(&plan, &n, z->m)));
+    enum status status = agree(folder_writer_next(w, "training/optimizer", plan, n));
+    free(plan);
+    TRY(status);
+    return transport_ranks() == 1 ? stream_optimizer(w, z) : write_together(w, z, place_optimizer);
+}
+
 // ---- reading ----
 
-static enum status check_kind(const struct safetensors *file, const struct model *m, const struct param *p, int which,
+// The files of training/.
+struct stored {
+    char path[PATH_LENGTH]; // of the folder
+    struct safetensors *shard;
+    long shards;
+};
+
+static enum status check_kind(const struct stored *s, const struct model *m, const struct param *p, int which,
                               const struct stored_tensor **found)
 {
     char name[TENSOR_NAME];
     long elements = p->all_rows * p->all_columns;
+    const struct stored_tensor *t = NULL;
     kind_name(name, p, which);
-    const struct stored_tensor *t = safetensors_find(file, name);
-    if (!t) return fail(ERR_FORMAT, "%s: tensor %s is missing", file->path, name);
+    for (long i = 0; i < s->shards && !t; i++) t = safetensors_find(&s->shard[i], name);
+    if (!t) return fail(ERR_FORMAT, "%s: tensor %s is missing", s->path, name);
     if (t->type != (int)m->x.k->acc || t->elements != elements)
-        return fail(ERR_FORMAT, "%s: tensor %s is %s with %ld elements, expected %s with %ld", file->path, name,
+        return fail(ERR_FORMAT, "%s: tensor %s is %s with %ld elements, expected %s with %ld", s->path, name,
                     t->dtype, t->elements, dtype_name(m->x.k->acc), elements);
     *found = t;
     return OK;
@@ -234,26 +213,26 @@ static void read_kind(const struct zero *z, const struct zero_piece *p, int whic
     }
 }
 
-static enum status read_file(struct zero *z, const struct safetensors *file)
+static enum status read_stored(struct zero *z, const struct stored *s)
 {
     const struct stored_tensor *t = NULL;
     for (int pass = 0; pass < 2; pass++) // first look at everything, then change something
         for (const struct zero_piece *p = z->piece; p < z->piece + z->pieces; p++)
             for (int which = 0; which < KINDS; which++) {
                 if (!has_kind(z->m, p->param->kind, which)) continue;
-                TRY(check_kind(file, z->m, p->param, which, &t));
+                TRY(check_kind(s, z->m, p->param, which, &t));
                 if (pass) read_kind(z, p, which, t);
+                alive_beat();
             }
     return OK;
 }
 
 enum status optimizer_read(struct zero *z, const char *path)
 {
-    char name[PATH_LENGTH];
-    struct safetensors file;
-    TRY(path_join(name, path, "training/optimizer.safetensors"));
-    TRY(safetensors_open(&file, name));
-    enum status status = read_file(z, &file);
-    safetensors_close(&file);
+    struct stored s;
+    TRY(path_join(s.path, path, "training"));
+    TRY(shards_open(&s.shard, &s.shards, s.path, "optimizer"));
+    enum status status = read_stored(z, &s);
+    shards_close(s.shard, s.shards);
     return status;
 }

@@ -41,23 +41,29 @@ static enum status index_files(struct path_list *files, const cJSON *index, cons
     return OK;
 }
 
-static enum status open_shards(struct model_folder *f, const struct path_list *files)
+// Files opened so far, also on failure.
+struct opened {
+    struct safetensors *shard;
+    long n;
+};
+
+static enum status open_files(struct opened *o, const char *folder, const struct path_list *files)
 {
-    f->shard = calloc((size_t)files->n, sizeof *f->shard);
-    if (!f->shard) return fail(ERR_MEMORY, "%s: no memory for %ld shards", f->path, files->n);
+    o->shard = calloc((size_t)files->n, sizeof *o->shard);
+    if (!o->shard) return fail(ERR_MEMORY, "%s: no memory for %ld shards", folder, files->n);
     for (long i = 0; i < files->n; i++) {
         char path[PATH_LENGTH];
-        TRY(path_join(path, f->path, files->name[i]));
+        TRY(path_join(path, folder, files->name[i]));
         if (!path_exists(path))
             return fail(ERR_IO, "%s: the file is missing (the index of this folder names it)", path);
-        TRY(safetensors_open(&f->shard[i], path));
-        f->shards++;
+        TRY(safetensors_open(&o->shard[i], path));
+        o->n++;
     }
     return OK;
 }
 
 // Each tensor lies in the shard that the index says, and the index leaves none out.
-static enum status check_index(const struct model_folder *f, const struct path_list *files, const cJSON *index,
+static enum status check_index(const struct opened *o, const struct path_list *files, const cJSON *index,
                                const char *name)
 {
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
@@ -65,42 +71,73 @@ static enum status check_index(const struct model_folder *f, const struct path_l
     for (const cJSON *item = map->child; item; item = item->next, listed++) {
         long i = 0;
         while (strcmp(files->name[i], item->valuestring) != 0) i++;
-        if (!safetensors_find(&f->shard[i], item->string))
+        if (!safetensors_find(&o->shard[i], item->string))
             return fail(ERR_FORMAT, "%s: tensor %.100s is not in %s", name, item->string, item->valuestring);
     }
-    for (long i = 0; i < f->shards; i++) stored += f->shard[i].n;
+    for (long i = 0; i < o->n; i++) stored += o->shard[i].n;
     if (listed != stored)
         return fail(ERR_FORMAT, "%s: lists %ld tensors, but the shards hold %ld", name, listed, stored);
     return OK;
 }
 
-static enum status open_index(struct model_folder *f, const char *name)
+static enum status open_index(struct opened *o, const char *folder, const char *name)
 {
     cJSON *index;
     TRY(json_read(&index, name, INDEX_LIMIT));
     struct path_list files = {0};
     enum status status = index_files(&files, index, name);
-    if (status == OK) status = open_shards(f, &files);
-    if (status == OK) status = check_index(f, &files, index, name);
+    if (status == OK) status = open_files(o, folder, &files);
+    if (status == OK) status = check_index(o, &files, index, name);
     path_list_free(&files);
     cJSON_Delete(index);
     return status;
 }
 
+// The two files that a folder may begin with; "" where it has not that one.
+static enum status look_for(char single[PATH_LENGTH], char index[PATH_LENGTH], const char *folder, const char *stem)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%s.safetensors", stem);
+    TRY(path_join(single, folder, name));
+    snprintf(name, sizeof name, "%s.safetensors.index.json", stem);
+    TRY(path_join(index, folder, name));
+    if (!path_exists(single)) single[0] = '\0';
+    if (!path_exists(index)) index[0] = '\0';
+    return OK;
+}
+
+enum status shards_open(struct safetensors **shard, long *n, const char *folder, const char *stem)
+{
+    char single[PATH_LENGTH], index[PATH_LENGTH];
+    struct opened o = {0};
+    TRY(look_for(single, index, folder, stem));
+    if (!single[0] && !index[0])
+        return fail(ERR_IO, "%s: no %s.safetensors or %s.safetensors.index.json in this folder", folder, stem, stem);
+    char *name = single[0] ? strrchr(single, '/') + 1 : NULL;
+    enum status status = name ? open_files(&o, folder, &(struct path_list){&name, 1}) : open_index(&o, folder, index);
+    if (status != OK) {
+        shards_close(o.shard, o.n);
+        return status;
+    }
+    *shard = o.shard;
+    *n = o.n;
+    return OK;
+}
+
+void shards_close(struct safetensors *shard, long n)
+{
+    for (long i = 0; i < n; i++) safetensors_close(&shard[i]);
+    free(shard);
+}
+
 static enum status open_weights(struct model_folder *f)
 {
     char single[PATH_LENGTH], index[PATH_LENGTH], torch[PATH_LENGTH];
-    TRY(path_join(single, f->path, "model.safetensors"));
-    TRY(path_join(index, f->path, "model.safetensors.index.json"));
+    TRY(look_for(single, index, f->path, "model"));
     TRY(path_join(torch, f->path, "pytorch_model.bin"));
-    if (path_exists(single)) {
-        char *name = strrchr(single, '/') + 1;
-        return open_shards(f, &(struct path_list){&name, 1});
-    }
-    if (path_exists(index)) return open_index(f, index);
-    if (path_exists(torch))
+    if (!single[0] && !index[0] && path_exists(torch))
         return fail(ERR_FORMAT, "%s: holds pytorch_model.bin, which is not read (convert it to safetensors)", f->path);
-    return fail(ERR_IO, "%s: no model.safetensors or model.safetensors.index.json in this folder", f->path);
+    return shards_open(&f->shard, &f->shards, f->path, "model");
 }
 
 // ---- matching tensors with the parameter table ----
@@ -279,9 +316,8 @@ static enum status choose_path(char path[PATH_LENGTH], const char *given)
     if (!path_exists(given)) return fail(ERR_IO, "%s: no such folder", given);
     if (!path_is_folder(given)) return fail(ERR_IO, "%s: is not a folder (a model is a folder)", given);
     TRY(path_join(latest, given, "latest"));
-    TRY(path_join(single, given, "model.safetensors"));
-    TRY(path_join(index, given, "model.safetensors.index.json"));
-    if (path_exists(latest) && !path_exists(single) && !path_exists(index)) return checkpoint_latest(path, given);
+    TRY(look_for(single, index, given, "model"));
+    if (path_exists(latest) && !single[0] && !index[0]) return checkpoint_latest(path, given);
     if (snprintf(path, PATH_LENGTH, "%s", given) >= PATH_LENGTH)
         return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", given, PATH_LENGTH - 1);
     return OK;
@@ -308,8 +344,7 @@ enum status model_folder_open(struct model_folder *f, const char *path)
 
 void model_folder_close(struct model_folder *f)
 {
-    for (long i = 0; i < f->shards; i++) safetensors_close(&f->shard[i]);
-    free(f->shard);
+    shards_close(f->shard, f->shards);
     free(f->stored);
     free(f->scale);
     param_list_free(&f->params);

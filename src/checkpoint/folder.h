@@ -1,4 +1,5 @@
-// A Hugging Face model folder: config.json and safetensors, one file or many shards with an index.
+// A Hugging Face model folder: config.json and safetensors, one file or many shards with an index. What else is kept as
+// tensors (a checkpoint's optimizer state) has files of the same kind under another stem.
 #ifndef SKYMOE_CHECKPOINT_FOLDER_H
 #define SKYMOE_CHECKPOINT_FOLDER_H
 
@@ -6,6 +7,11 @@
 #include "model/model.h"
 
 // ---- reading ----
+
+// STEM.safetensors of a folder, or what STEM.safetensors.index.json names: each tensor lies where it says, and it may
+// not name files outside the folder. ERR_IO, ERR_FORMAT.
+MUST_USE enum status shards_open(struct safetensors **shard, long *n, const char *folder, const char *stem);
+void shards_close(struct safetensors *shard, long n);
 
 struct model_folder {
     char path[PATH_LENGTH];
@@ -17,9 +23,8 @@ struct model_folder {
     const struct stored_tensor **scale;    // [params.n] scale of FP8 values, NULL where none
 };
 // Opens and checks everything but the values: every tensor of the parameter table exists once with the right shape and
-// a dtype we read; an index may not name files outside the folder. ERR_IO, ERR_FORMAT. Tensors we do not know are
-// ERR_FORMAT, except rotary inv_freq buffers, and a tied head that equals the embedding. A run's folder stands for its
-// newest checkpoint.
+// a dtype we read. ERR_IO, ERR_FORMAT. Tensors we do not know are ERR_FORMAT, except rotary inv_freq buffers, and a
+// tied head that equals the embedding. A run's folder stands for its newest checkpoint.
 MUST_USE enum status model_folder_open(struct model_folder *f, const char *path);
 void model_folder_close(struct model_folder *f);
 
@@ -75,10 +80,12 @@ MUST_USE enum status folder_writer_open(struct folder_writer **w, const char *pa
                                         const struct tensor_plan *tensor, long n, long shard_bytes, bool replace);
 // Data of the next tensor in pieces; the pieces must add up to the declared bytes before the next tensor starts.
 MUST_USE enum status folder_writer_data(struct folder_writer *w, const void *data, long bytes);
+// When all data have come: declares further tensors, in files of their own, STEM.safetensors (a constant; the part
+// before a slash is a folder that exists) or shards of the same size. All that holds for the first ones holds for them.
+MUST_USE enum status folder_writer_next(struct folder_writer *w, const char *stem, const struct tensor_plan *tensor,
+                                        long n);
 // Path of a further file inside the folder being written (tokenizer files, training/...): written by the caller.
 MUST_USE enum status folder_writer_path(char path[PATH_LENGTH], const struct folder_writer *w, const char *name);
-// Tells the checksum of such a file when it is known; the others are read again at commit.
-MUST_USE enum status folder_writer_hash(struct folder_writer *w, const char *name, uint64_t xxh3);
 // Copies what a folder has beside its weights: tokenizer, chat template, generation settings, Python files. Writes
 // generation_config.json when `from` has none (or is NULL).
 MUST_USE enum status folder_writer_copy(struct folder_writer *w, const char *from);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "checkpoint/folder.h"
+#include "comm/alive.h"
 
 enum { CHUNK = 1 << 18 }; // elements converted at a time
 
@@ -81,6 +82,7 @@ enum status model_folder_load(struct model *m, const struct model_folder *f)
         long i = model_folder_find(f, p, at);
         if (i < 0) continue;
         status = load_tensor(m, p, f, i, values, converted);
+        alive_beat();
         model_folder_forget(f, i); // what was copied need not be in this process' memory twice
         at = i + 1;
     }

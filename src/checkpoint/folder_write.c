@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "checkpoint/folder.h"
+#include "comm/alive.h"
 #include "comm/group.h"
 
 enum { FILES_MOST = 100000 };
@@ -19,13 +20,14 @@ struct entry {
     char *name;
     long bytes;
     uint64_t xxh3;
-    bool hashed;
 };
 
 struct folder_writer {
     char path[PATH_LENGTH], temporary[PATH_LENGTH];
     bool replace;
     struct config config;
+    long shard_bytes;
+    const char *stem; // of the present tensors' files, relative to the folder
     struct tensor_plan *tensor;
     long n;
     struct shard *shard;
@@ -43,8 +45,9 @@ struct folder_writer {
 // ---- what the folder will hold ----
 
 // Greedy in the order declared; a tensor larger than the limit gets a shard of its own.
-static enum status cut_shards(struct folder_writer *w, long limit)
+static enum status cut_shards(struct folder_writer *w)
 {
+    long limit = w->shard_bytes ? w->shard_bytes : SHARD_BYTES;
     w->shard = calloc((size_t)w->n + 1, sizeof *w->shard);
     if (!w->shard) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
     w->shards = 1;
@@ -65,8 +68,18 @@ static enum status cut_shards(struct folder_writer *w, long limit)
 
 static void shard_name(char name[64], const struct folder_writer *w, long shard)
 {
-    if (w->shards == 1) snprintf(name, 64, "model.safetensors");
-    else snprintf(name, 64, "model-%05ld-of-%05ld.safetensors", shard + 1, w->shards);
+    if (w->shards == 1) snprintf(name, 64, "%s.safetensors", w->stem);
+    else snprintf(name, 64, "%s-%05ld-of-%05ld.safetensors", w->stem, shard + 1, w->shards);
+}
+
+static enum status declare(struct folder_writer *w, const char *stem, const struct tensor_plan *tensor, long n)
+{
+    w->stem = stem;
+    w->n = n;
+    w->tensor = malloc(((size_t)n + 1) * sizeof *w->tensor);
+    if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
+    memcpy(w->tensor, tensor, (size_t)n * sizeof *w->tensor);
+    return cut_shards(w);
 }
 
 static long tensor_bytes(const struct folder_writer *w)
@@ -136,17 +149,13 @@ static enum status make_folder(const struct folder_writer *w)
     return folder_make(w->temporary);
 }
 
-static enum status writer_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor,
-                                 long shard_bytes)
+static enum status writer_set_up(struct folder_writer *w, const char *path, const struct tensor_plan *tensor, long n)
 {
     char *config;
     TRY(set_paths(w, path));
     TRY(config_write(&config, &w->config)); // before anything is made: can that architecture say it?
     free(config);
-    w->tensor = malloc(((size_t)w->n + 1) * sizeof *w->tensor);
-    if (!w->tensor) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
-    memcpy(w->tensor, tensor, (size_t)w->n * sizeof *w->tensor);
-    TRY(cut_shards(w, shard_bytes ? shard_bytes : SHARD_BYTES));
+    TRY(declare(w, "model", tensor, n));
     return w->joined ? OK : make_folder(w);
 }
 
@@ -160,13 +169,13 @@ static void writer_free(struct folder_writer *w)
     free(w);
 }
 
-static enum status writer_open(struct folder_writer **w, const char *path, const struct tensor_plan *tensor,
-                               long shard_bytes, struct folder_writer with)
+static enum status writer_open(struct folder_writer **w, const char *path, const struct tensor_plan *tensor, long n,
+                               struct folder_writer with)
 {
     struct folder_writer *made = calloc(1, sizeof *made);
     if (!made) return fail(ERR_MEMORY, "%s: no memory to write it", path);
     *made = with;
-    enum status status = writer_set_up(made, path, tensor, shard_bytes);
+    enum status status = writer_set_up(made, path, tensor, n);
     if (status == OK) *w = made;
     else writer_free(made);
     return status;
@@ -175,25 +184,27 @@ static enum status writer_open(struct folder_writer **w, const char *path, const
 enum status folder_writer_open(struct folder_writer **w, const char *path, const struct config *c,
                                const struct tensor_plan *tensor, long n, long shard_bytes, bool replace)
 {
-    return writer_open(w, path, tensor, shard_bytes, (struct folder_writer){.config = *c, .n = n, .replace = replace});
+    struct folder_writer with = {.config = *c, .shard_bytes = shard_bytes, .replace = replace};
+    return writer_open(w, path, tensor, n, with);
 }
 
 enum status folder_writer_join(struct folder_writer **w, const char *path, const struct config *c,
                                const struct tensor_plan *tensor, long n, long shard_bytes)
 {
-    return writer_open(w, path, tensor, shard_bytes, (struct folder_writer){.config = *c, .n = n, .joined = true});
+    struct folder_writer with = {.config = *c, .shard_bytes = shard_bytes, .joined = true};
+    return writer_open(w, path, tensor, n, with);
 }
 
 // ---- tensors ----
 
-static enum status add_entry(struct folder_writer *w, const char *name, long bytes, uint64_t hash, bool hashed)
+static enum status add_entry(struct folder_writer *w, const char *name, long bytes, uint64_t hash)
 {
     if (w->entries == FILES_MOST) return fail(ERR_IO, "%s: more than %d files in a model folder", w->path, FILES_MOST);
     struct entry *grown = realloc(w->entry, (size_t)(w->entries + 1) * sizeof *grown);
     if (grown) w->entry = grown;
     char *copy = grown ? strdup(name) : NULL;
     if (!copy) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
-    w->entry[w->entries++] = (struct entry){copy, bytes, hash, hashed};
+    w->entry[w->entries++] = (struct entry){copy, bytes, hash};
     return OK;
 }
 
@@ -215,7 +226,7 @@ static enum status finish_shard(struct folder_writer *w)
     shard_name(name, w, w->open_shard);
     w->file_open = false; // commit aborts by itself
     TRY(safetensors_write_commit(&w->file, &hash));
-    TRY(add_entry(w, name, w->file.out.written, hash, true));
+    TRY(add_entry(w, name, w->file.out.written, hash));
     w->open_shard++;
     return OK;
 }
@@ -244,6 +255,7 @@ enum status folder_writer_shards(struct folder_writer *w)
         char path[PATH_LENGTH];
         TRY(shard_path(path, w, s));
         TRY(placed_file_make(path, w->tensor + w->shard[s].first, w->shard[s].n));
+        alive_beat();
     }
     return OK;
 }
@@ -281,6 +293,7 @@ enum status folder_writer_placed(struct folder_writer *w, enum status so_far)
         if (!w->placed[s].tensor) continue;
         so_far = placed_file_close(&w->placed[s], so_far);
         w->placed[s].tensor = NULL;
+        alive_beat();
     }
     return so_far;
 }
@@ -310,11 +323,60 @@ enum status folder_writer_hash_shards(struct folder_writer *w)
     for (long s = 0; s < w->shards && status == OK; s++) {
         char name[64];
         shard_name(name, w, s);
-        status = add_entry(w, name, found[2 * s + 1], (uint64_t)found[2 * s], true);
+        status = add_entry(w, name, found[2 * s + 1], (uint64_t)found[2 * s]);
     }
     w->open_shard = w->shards;
     free(found);
     return agree(status);
+}
+
+// ---- when all data have come ----
+
+static enum status write_index(const struct folder_writer *w)
+{
+    char path[PATH_LENGTH], name[64];
+    snprintf(name, sizeof name, "%s.safetensors.index.json", w->stem);
+    TRY(path_join(path, w->temporary, name));
+    struct json_out o = {0};
+    json_begin(&o, NULL, '{');
+    json_begin(&o, "metadata", '{');
+    json_put_long(&o, "total_size", tensor_bytes(w));
+    json_end(&o, '}');
+    json_begin(&o, "weight_map", '{');
+    for (long s = 0; s < w->shards; s++) {
+        shard_name(name, w, s);
+        const char *slash = strrchr(name, '/'), *beside = slash ? slash + 1 : name; // the index lies in the same folder
+        for (long i = 0; i < w->shard[s].n; i++) json_put_text(&o, w->tensor[w->shard[s].first + i].name, beside);
+    }
+    json_end(&o, '}');
+    json_end(&o, '}');
+    enum status status = json_out_status(&o);
+    if (status == OK) status = file_write(path, o.text, o.used);
+    json_out_free(&o);
+    return status;
+}
+
+static enum status finish_tensors(struct folder_writer *w)
+{
+    CHECK(w->open_shard == w->shards || (w->n == 0 && w->open_shard == 0));
+    if (w->open_shard == 0) {
+        TRY(start_shard(w));
+        TRY(finish_shard(w));
+    }
+    return w->shards > 1 && !w->joined ? write_index(w) : OK;
+}
+
+enum status folder_writer_next(struct folder_writer *w, const char *stem, const struct tensor_plan *tensor, long n)
+{
+    TRY(finish_tensors(w));
+    free(w->placed);
+    free(w->shard);
+    free(w->tensor);
+    w->placed = NULL;
+    w->shard = NULL;
+    w->tensor = NULL;
+    w->open_shard = w->placed_last = 0;
+    return declare(w, stem, tensor, n);
 }
 
 // ---- other files ----
@@ -322,11 +384,6 @@ enum status folder_writer_hash_shards(struct folder_writer *w)
 enum status folder_writer_path(char path[PATH_LENGTH], const struct folder_writer *w, const char *name)
 {
     return path_join(path, w->temporary, name);
-}
-
-enum status folder_writer_hash(struct folder_writer *w, const char *name, uint64_t hash)
-{
-    return add_entry(w, name, -1, hash, true);
 }
 
 static bool copied(const char *name)
@@ -386,28 +443,6 @@ enum status folder_writer_copy(struct folder_writer *w, const char *from)
     return write_generation(w);
 }
 
-static enum status write_index(const struct folder_writer *w)
-{
-    char path[PATH_LENGTH], name[64];
-    TRY(path_join(path, w->temporary, "model.safetensors.index.json"));
-    struct json_out o = {0};
-    json_begin(&o, NULL, '{');
-    json_begin(&o, "metadata", '{');
-    json_put_long(&o, "total_size", tensor_bytes(w));
-    json_end(&o, '}');
-    json_begin(&o, "weight_map", '{');
-    for (long s = 0; s < w->shards; s++) {
-        shard_name(name, w, s);
-        for (long i = 0; i < w->shard[s].n; i++) json_put_text(&o, w->tensor[w->shard[s].first + i].name, name);
-    }
-    json_end(&o, '}');
-    json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
-}
-
 static enum status write_config(const struct folder_writer *w)
 {
     char path[PATH_LENGTH], *text;
@@ -429,7 +464,7 @@ static enum status hash_file(uint64_t *hash, long *bytes, const char *path)
 {
     struct file_map map;
     TRY(file_map_open(&map, path));
-    *hash = xxh3(map.data, map.bytes);
+    *hash = file_map_xxh3(&map, alive_beat);
     *bytes = map.bytes;
     file_map_close(&map);
     return OK;
@@ -444,20 +479,12 @@ static enum status collect_one(struct folder_writer *w, const char *name, int de
     TRY(path_join(path, w->temporary, name));
     if (path_is_folder(path) && depth > 8) return fail(ERR_IO, "%s: is nested too deep in a model folder", path);
     if (path_is_folder(path)) return collect(w, name, depth + 1);
-    struct entry *known = NULL;
     for (long i = 0; i < w->entries; i++)
-        if (strcmp(w->entry[i].name, name) == 0) known = &w->entry[i];
-    if (!known) {
-        TRY(add_entry(w, name, 0, 0, false));
-        known = &w->entry[w->entries - 1];
-    }
-    if (known->hashed && known->bytes >= 0) return OK;
-    struct file_map map; // the size of a file whose hash the caller told, or both
-    if (!known->hashed) return hash_file(&known->xxh3, &known->bytes, path);
-    TRY(file_map_open(&map, path));
-    known->bytes = map.bytes;
-    file_map_close(&map);
-    return OK;
+        if (strcmp(w->entry[i].name, name) == 0) return OK;
+    uint64_t hash;
+    long bytes;
+    TRY(hash_file(&hash, &bytes, path));
+    return add_entry(w, name, bytes, hash);
 }
 
 static enum status collect_list(struct folder_writer *w, const struct path_list *list, const char *below, int depth)
@@ -514,12 +541,7 @@ static enum status write_checksums(struct folder_writer *w)
 static enum status writer_finish(struct folder_writer *w)
 {
     char parent[PATH_LENGTH], old[PATH_LENGTH];
-    CHECK(w->open_shard == w->shards || (w->n == 0 && w->open_shard == 0)); // all data have come
-    if (w->n == 0) {
-        TRY(start_shard(w));
-        TRY(finish_shard(w));
-    }
-    if (w->shards > 1) TRY(write_index(w));
+    TRY(finish_tensors(w));
     TRY(write_config(w));
     TRY(write_checksums(w));
     TRY(folder_sync(w->temporary));

@@ -4,6 +4,7 @@
 
 #include "base/json.h"
 #include "checkpoint/folder.h"
+#include "comm/alive.h"
 
 enum { CHECKSUMS_LIMIT = 64 << 20 };
 
@@ -21,7 +22,7 @@ static enum status verify_file(const char *folder, const cJSON *file, const char
     TRY(path_join(path, folder, file->string));
     if (!path_exists(path)) return fail(ERR_FORMAT, "%s: the file is missing (checksums.json lists it)", path);
     TRY(file_map_open(&map, path));
-    uint64_t found = xxh3(map.data, map.bytes);
+    uint64_t found = file_map_xxh3(&map, alive_beat);
     long found_bytes = map.bytes;
     file_map_close(&map);
     if (found_bytes != bytes)
