@@ -217,6 +217,44 @@ static void test_refused(void **state)
     assert_int_equal(RUN("launch", "-n", "2", "--", "eval", "--model", at("nothing")), 2); // one process' business
 }
 
+// Resumed on other numbers of ranks without a word about the layout: what is left for data parallelism adapts; a layout
+// that cannot be is refused, and the sizes named in the sentence work.
+static void test_other_ranks(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *option[4], *stored, *ranks, *works; // works: how many ranks may go on as they are
+    } runs[] = {
+        {{"--tensor-parallel-size", "2"}, "--pipeline-parallel-size 1 --tensor-parallel-size 2, but", "3", "4"},
+        {{"--pipeline-parallel-size", "2"}, "--pipeline-parallel-size 2 --tensor-parallel-size 1, but", "3", "4"},
+        {{"--expert-parallel", "ep", "--expert-split", "1,3"}, "1 --expert-parallel ep --expert-split 1,3, but", "3",
+         "2"},
+        {{"--expert-parallel-size", "2"}, "size 1 --expert-parallel-size 2, but", "3", "4"},
+    };
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        OK_OR_FAIL(folder_remove(at("laid")));
+        const char *word[48] = {"launch", "-n", "2", "--", "train", JOB, "--output", at("laid"), "--train-steps", "1"};
+        int n = 0;
+        while (word[n]) n++;
+        for (int j = 0; j < 4 && runs[i].option[j]; j++) word[n++] = runs[i].option[j];
+        assert_int_equal(finish(start(word)), 0);
+        int code = RUN("launch", "-n", runs[i].ranks, "--", "train", "--resume", "--output", at("laid"));
+        if (code != 2 || sentences() != 1 || !strstr(err_text, runs[i].stored) ||
+            !strstr(err_text, "laid/step-000001: was stored with") ||
+            !strstr(err_text, "there are 3 ranks now (give another layout, like --tensor-parallel-size 1 or 3)"))
+            fail_msg("exit code %d: %s", code, err_text);
+        FAILS(2, "but there is 1 rank now (give another layout, like --tensor-parallel-size 1)", "train", "--resume",
+              "--output", at("laid"));
+        code = RUN("launch", "-n", "3", "--", "train", "--resume", "--output", at("laid"), "--tensor-parallel-size",
+                   "2"); // of the command line, not the stored one
+        if (code != 2 || sentences() != 1 || !strstr(err_text, "2: do not divide 3 ranks"))
+            fail_msg("exit code %d: %s", code, err_text);
+        WORKS("launch", "-n", runs[i].works, "--", "train", "--resume", "--output", at("laid"), "--train-steps", "2");
+        WORKS("launch", "-n", "3", "--", "train", "--resume", "--output", at("laid"), "--train-steps", "3",
+              "--tensor-parallel-size", i % 2 ? "1" : "3");
+    }
+}
+
 static int set_up(void **state)
 {
     if (training_set_up(state) != 0 || !find_program()) return -1;
@@ -230,7 +268,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed),   cmocka_unit_test(test_stopped),
         cmocka_unit_test(test_restarts), cmocka_unit_test(test_killed_while_saving),
-        cmocka_unit_test(test_killed_while_loading),
+        cmocka_unit_test(test_killed_while_loading), cmocka_unit_test(test_other_ranks),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_told_to_stop),
         cmocka_unit_test(test_planned_split),
     };

@@ -1,5 +1,6 @@
 #include "train/layout.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -169,4 +170,52 @@ void run_layout_free(struct run_layout *r)
     for (int i = 0; i < AXES; i++) free(r->list[i]);
     free(r->recompute_layers);
     memset(r, 0, sizeof *r);
+}
+
+// ---- of a run that is resumed ----
+
+static enum status can_be(const struct layout_options *o, const struct config *c, long ranks)
+{
+    struct run_layout r;
+    enum status status = run_layout_make(&r, o, c, ranks);
+    if (status == OK) run_layout_free(&r);
+    return status;
+}
+
+// What decides whether a number of ranks can have it.
+static void kept_text(char *text, size_t room, const struct layout_options *o)
+{
+    int n = snprintf(text, room, "--pipeline-parallel-size %ld --tensor-parallel-size %ld", o->pp, o->tp);
+    if (strcmp(o->expert_parallel, "edp") != 0)
+        n += snprintf(text + n, room - (size_t)n, " --expert-parallel %s", o->expert_parallel);
+    if (o->ep) n += snprintf(text + n, room - (size_t)n, " --expert-parallel-size %ld", o->ep);
+    if (o->etp) n += snprintf(text + n, room - (size_t)n, " --expert-tensor-parallel-size %ld", o->etp);
+    if (o->expert_split) snprintf(text + n, room - (size_t)n, " --expert-split %.60s", o->expert_split);
+}
+
+// "1, 2 or 4": the tensor-parallel sizes that make a layout of that many ranks.
+static void sizes_text(char *text, size_t room, struct layout_options o, const struct config *c, long ranks)
+{
+    long last = 0;
+    size_t used = 0;
+    text[0] = '\0';
+    for (o.tp = 1; o.tp <= ranks && o.tp <= c->H && used + 40 < room; o.tp++) {
+        if (can_be(&o, c, ranks) != OK) continue;
+        if (last) used += (size_t)snprintf(text + used, room - used, "%s%ld", used ? ", " : "", last);
+        last = o.tp;
+    }
+    snprintf(text + used, room - used, "%s%ld", used ? " or " : "", last);
+}
+
+enum status run_layout_kept(const struct layout_options *stored, const struct layout_options *o,
+                            const struct config *c, long ranks, const char *path)
+{
+    char kept[400], sizes[200];
+    enum status status = can_be(stored, c, ranks);
+    if (status != ERR_CONFIG) return status;
+    kept_text(kept, sizeof kept, stored);
+    sizes_text(sizes, sizeof sizes, *o, c, ranks);
+    return fail(ERR_CONFIG, "%s: was stored with %s, but there %s %ld rank%s now (give another layout, like "
+                "--tensor-parallel-size %s)", path, kept, ranks == 1 ? "is" : "are", ranks, ranks == 1 ? "" : "s",
+                sizes);
 }

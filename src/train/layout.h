@@ -58,6 +58,10 @@ struct run_layout {
 MUST_USE enum status run_layout_make(struct run_layout *r, const struct layout_options *o, const struct config *c,
                                      long ranks);
 void run_layout_free(struct run_layout *r);
+// The layout that the checkpoint `path` was stored with, for a run that is resumed without naming one (`o` has the
+// defaults): ERR_CONFIG where so many ranks cannot have it, naming some that they can.
+MUST_USE enum status run_layout_kept(const struct layout_options *stored, const struct layout_options *o,
+                                     const struct config *c, long ranks, const char *path);
 // The sizes alone, for a search that chooses the rest: expert_parallel, ep and etp applied to pp, dp and tp.
 struct layout run_layout_sizes(const struct layout_options *o, const struct config *c, long ranks);
 

@@ -170,7 +170,7 @@ static const char *const of_layout[] = {
     "pipeline-schedule", "virtual-stages", "recompute", "recompute-layers", "exchange-chunks", "zero",
 };
 
-static bool any_of_layout(const bool *set)
+bool train_layout_given(const bool *set)
 {
     for (size_t i = 0; i < sizeof of_layout / sizeof *of_layout; i++)
         if (set[row_of(of_layout[i])]) return true;
@@ -226,7 +226,7 @@ enum status train_options_resume(struct train_options *o, const bool *set, const
             return fail(ERR_CONFIG, "--%s: cannot change when a run is resumed (leave it out, or start another run)",
                         r->name);
     }
-    if (any_of_layout(set)) stored.layout = o->layout;
+    if (train_layout_given(set)) stored.layout = o->layout;
     stored.resume = o->resume;
     stored.print_grid = o->print_grid;
     stored.data_restart = o->data_restart;

@@ -56,6 +56,8 @@ MUST_USE enum status train_options_check(const struct train_options *o);
 // from the command line (o and set). Anything else that was given with another value is ERR_CONFIG naming the option.
 MUST_USE enum status train_options_resume(struct train_options *o, const bool *set, const char *text, const char *path);
 
+bool train_layout_given(const bool *set); // then the whole layout is the command line's, else the stored one's
+
 // Fills what was not given from the model's shape and applies the shape options (--num-experts ...) to c; then
 // every field holds the value that is used, and c is what the checkpoints will say. `set` NULL: all were given, as on
 // resume.

@@ -296,12 +296,15 @@ static enum status prepare_and_build(struct trainer *t, const bool *set, const c
 static enum status read_resumed(struct trainer *t, const bool *set, char checkpoint[PATH_LENGTH])
 {
     char *text;
+    const struct layout_options fresh = t->o.layout;
     TRY(checkpoint_latest(checkpoint, t->o.output));
     TRY(checkpoint_settings(&text, checkpoint));
     enum status status = train_options_resume(&t->o, set, text, checkpoint);
     free(text);
     TRY(status);
-    return config_read(&t->config, checkpoint);
+    TRY(config_read(&t->config, checkpoint));
+    if (train_layout_given(set)) return OK;
+    return run_layout_kept(&t->o.layout, &fresh, &t->config, transport_ranks(), checkpoint);
 }
 
 static enum status open_resumed(struct trainer *t, const bool *set)
