@@ -40,7 +40,7 @@ struct layout_options {
      "what backward computes again instead of keeping it"},                                                            \
     {"recompute-layers", SETTING_TEXT, at(layout.recompute_layers), NULL, 0, 0, NULL,                                  \
      "first layers of a stage that recompute, like 4,2,0; one number for all stages; or auto; default: all"},          \
-    {"exchange-chunks", SETTING_LONG, at(layout.exchange_chunks), "2", 1, MOST_CHUNKS, NULL,                           \
+    {"exchange-chunks", SETTING_LONG, at(layout.exchange_chunks), "4", 1, MOST_CHUNKS, NULL,                           \
      "pieces in which rows go to the experts of other ranks: one travels while another is worked on"},                 \
     {"zero", SETTING_LONG, at(layout.zero), "1", 0, 1, NULL,                                                           \
      "1: the optimizer's state is spread over the ranks that hold the same"},
