@@ -6,6 +6,8 @@
 #include "kernel_cases_rows.h"
 #include "kernel_time.h"
 
+#include <pthread.h>
+
 static const struct {
     const char *name;
     kernel_case *run;
@@ -167,6 +169,58 @@ static void test_rows_alone(void **state)
     }
 }
 
+static long meanwhile_calls, meanwhile_strangers;
+static pthread_t meanwhile_caller;
+
+static void count_meanwhile(void)
+{
+    meanwhile_calls++;
+    meanwhile_strangers += !pthread_equal(pthread_self(), meanwhile_caller);
+}
+
+// Large products and attention let the caller's thread, and no other, see to messages; without a call nothing happens.
+static void test_meanwhile(void **state)
+{
+    (void)state;
+    enum { M = 512, N = 256, K = 256, S = 256, H = 4, C = 64 };
+    const enum dtype types[] = {F32, BF16};
+    const long first[3] = {0, 200, M};
+    meanwhile_caller = pthread_self();
+    void *x = calloc(2 * M * K, 4), *y = calloc(M * 4 * N, 4), *w = calloc(2 * N * K, 4), *lse = calloc(S * H, 4);
+    int *start = calloc(S, sizeof *start);
+    struct attention_shape s = {.B = 1, .S = S, .H = H, .G = H, .C = C, .per_kv = 1, .window = 0, .scale = 1};
+    for (int threads = 1; threads <= 2; threads++)
+        for (int which = 0; which < 2; which++) {
+            enum dtype type = types[which];
+            assert_int_equal(kernels_init(threads), OK);
+            const struct kernels *k = kernels_for(type);
+            struct tensor t = {.data = w, .dtype = type};
+            const char *const entry[] = {"matmul_nt", "matmul_nn", "matmul_tn", "grouped_nt", "attention"};
+            for (int i = 0; i < 5; i++)
+                for (int told = 1; told >= 0; told--) {
+                    meanwhile_calls = meanwhile_strangers = 0;
+                    kernels_meanwhile(told ? count_meanwhile : NULL);
+                    if (i == 0) k->matmul_nt(y, x, t, M, N, K);
+                    if (i == 1) k->matmul_nn(y, x, t, M, N, K);
+                    if (i == 2) k->matmul_tn(y, x, x, M, N, K);
+                    if (i == 3) k->grouped_nt(y, x, t, first, 2, N, K);
+                    if (i == 4) k->attention(y, lse, x, start, s);
+                    bool own = strstr(source_of(type, entry[i]), "avx") != NULL; // the others have no tasks of ours
+                    // With several threads the caller's may come too late for any task.
+                    if (told && own && threads == 1) assert_true(meanwhile_calls > 1);
+                    if (!told || !own) assert_int_equal(meanwhile_calls, 0);
+                    assert_int_equal(meanwhile_strangers, 0);
+                }
+        }
+    kernels_meanwhile(NULL);
+    assert_int_equal(kernels_init(0), OK);
+    free(x);
+    free(y);
+    free(w);
+    free(lse);
+    free(start);
+}
+
 // Every FP8 code at every place of a vector is worth what dtype.c says, and NaN is NaN in its own column only.
 static void test_fp8_codes(void **state)
 {
@@ -270,8 +324,9 @@ int main(int count, char **arguments)
         tests[n++] = (struct CMUnitTest){.name = kernel_rows[row].name, .test_func = test_entry,
                                          .initial_state = (void *)row};
     }
-    const struct CMUnitTest further[] = {cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_fp8_codes)};
-    for (int i = 0; i < 2; i++)
+    const struct CMUnitTest further[] = {cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_fp8_codes),
+                                         cmocka_unit_test(test_meanwhile)};
+    for (int i = 0; i < 3; i++)
         if (count == 1 || !strcmp(arguments[1], further[i].name)) tests[n++] = further[i];
     if (count == 1 || !strcmp(arguments[1], "attention_paged"))
         tests[n++] = (struct CMUnitTest){.name = "paged_rows_alone", .test_func = test_paged_rows_alone};

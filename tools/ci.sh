@@ -28,6 +28,7 @@ part mpich make -s "$jobs" mpich
 part tsan make -s "$jobs" tsan
 part ref env SKYMOE_KERNELS=ref make -s "$jobs" test
 part avx2 env SKYMOE_KERNELS=avx2 make -s "$jobs" test
+part ranks env FAULT_RUNS=0 SKYMOE=build/skymoe tests/run.sh build/tests/test_ranks # every place, where `make test` tries some
 part old make -s "$jobs" old
 part golden /usr/bin/python3 tools/golden.py --compare tests/golden
 part fuzz make -s "$jobs" fuzz
