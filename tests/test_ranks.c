@@ -172,6 +172,30 @@ static void test_told_to_stop(void **state)
     checkpoint_loads("told", 1);
 }
 
+// A machine that slept for longer than --comm-timeout woke all of its ranks: none is to blame. Rank 0 waits for rank 1,
+// and judges it, when the whole job stops.
+static void test_slept(void **state)
+{
+    (void)state;
+    struct heart heart[2];
+    OK_OR_FAIL(folder_remove(at("slept")));
+    pid_t child = start((const char *const[]){"launch", "-n", "2", "--", "train", JOB, "--output", at("slept"),
+                                              "--train-steps", "1000000", "--save-interval", "0",
+                                              "--tensor-parallel-size", "2", NULL});
+    for (int i = 0; i < 400 && !path_exists(at("slept/metrics.jsonl")); i++) usleep(50000);
+    for (long r = 0; r < 2; r++) assert_true(alive_read(&heart[r], at("slept"), r));
+    kill((pid_t)heart[1].pid, SIGSTOP);
+    usleep(1600000);
+    kill((pid_t)heart[0].pid, SIGSTOP);
+    usleep(4000000);
+    for (long r = 0; r < 2; r++) kill((pid_t)heart[r].pid, SIGCONT);
+    usleep(1500000);
+    kill(child, SIGTERM);
+    int code = finish(child);
+    if (code != 0) fail_msg("exit code %d: %s", code, err_text);
+    checkpoint_loads("slept", 1);
+}
+
 // The planner's lists are those that both stages then have.
 static void test_planned_split(void **state)
 {
@@ -270,7 +294,7 @@ int main(void)
         cmocka_unit_test(test_restarts), cmocka_unit_test(test_killed_while_saving),
         cmocka_unit_test(test_killed_while_loading), cmocka_unit_test(test_other_ranks),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_told_to_stop),
-        cmocka_unit_test(test_planned_split),
+        cmocka_unit_test(test_planned_split), cmocka_unit_test(test_slept),
     };
     return cmocka_run_group_tests_name("ranks", tests, set_up, remove_temporary);
 }

@@ -25,7 +25,7 @@ static struct {
     bool stale;     // the file names an earlier phase
     double written;
     long judged_rank, judged_counter; // what the last judgement of this wait saw, and since when it is so
-    double judged_since;
+    double judged_since, looked;
 } own = {.file = -1, .waits = -1, .judged_rank = -1};
 
 const char *phase_name(enum phase p)
@@ -162,6 +162,8 @@ void alive_waits(long rank)
 
 // ---- judging ----
 
+static const double LOOK_MOST = 1.5; // seconds between two looks that count as waiting
+
 static bool read_file(struct heart *h, const char *path)
 {
     char row[ROW];
@@ -198,12 +200,16 @@ void alive_judge(long rank, double patience)
         rank = h.waits;
         h = next;
     }
+    // Looks are a second apart. A longer pause was this process's own, and a machine that slept paused all of them.
+    double time = seconds_now(), pause = time - own.looked - LOOK_MOST;
+    if (pause > 0) own.judged_since += pause;
+    own.looked = time;
     if (rank != own.judged_rank || h.counter != own.judged_counter) {
         own.judged_rank = rank;
         own.judged_counter = h.counter;
-        own.judged_since = seconds_now();
+        own.judged_since = time;
     }
-    if (seconds_now() - own.judged_since < patience) return;
+    if (time - own.judged_since < patience) return;
     if (known)
         transport_end("rank %ld on %s: no progress for %.0f s in phase %s of step %ld, process %ld (raise "
                       "--comm-timeout if it is only slow)", rank, h.host, patience, h.phase, h.step, h.pid);
