@@ -64,6 +64,7 @@ enum status line_read(struct line_reader *r, const char **line, long *bytes, enu
     *interrupt = 0;
     errno = 0;
     if (r->terminal) {
+        el_set(r->edit, EL_PREP_TERM, 1); // before the prompt is seen: a Ctrl-D typed in between would be lost
         *line = el_gets(r->edit, &edited);
         *bytes = *line ? edited : -1;
     } else {
