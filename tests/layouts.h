@@ -48,6 +48,7 @@ static const struct layout_row layout_rows[] = {
     {3, "pp3-zero-bubble-recompute", MOE, true,
      {PP(3), "--pipeline-schedule", "zero-bubble", "--recompute", "full", "--recompute-layers", "1,2,0", NULL}},
     {3, "ep3", MOE, false, {"--expert-parallel", "ep", "--expert-split", "1,4,3", NULL}},
+    {3, "ep3-none", MOE, false, {"--expert-parallel", "ep", "--expert-split", "0,5,3", NULL}}, // a rank without experts
     {3, "scope-tp3", SCOPE, false, {TP(3), NULL}},
     {3, "tied-pp3", TIED, false, {PP(3), "--recompute", "full", NULL}},
     {4, "tp4", MOE, false, {TP(4), NULL}}, // 6 heads on 4 ranks that share 2 kv heads

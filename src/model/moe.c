@@ -98,17 +98,18 @@ static void dispatch_wait(const struct context *x, const struct moe_saved *s, st
     alive_phase(back_to);
 }
 
-// A chunk's results go back; weights: with the gradients of the rows' weights.
-static void return_start(const struct context *x, const struct moe_saved *s, struct travel *t, el *here, acc *weights,
-                         long chunk)
+// A chunk's results go back; of backward (ds, else NULL) with the gradients of the rows' weights: to a rank without
+// experts, too.
+static void return_start(const struct context *x, const struct moe_saved *s, struct travel *t, el *here,
+                         const struct moe_saved *ds, long chunk)
 {
     const struct kernels *k = x->k;
     if (moe_alone(x)) return;
     rows_sum(&s->plan, k, here, x->room.slices, x->c->D, k->el, chunk);
     t->rows[chunk] = rows_return_start(&s->plan, k, x->room.sent, here, row_bytes(x), chunk);
-    if (!weights) return;
-    rows_sum(&s->plan, k, weights, x->room.weight_slices, 1, k->acc, chunk);
-    t->weights[chunk] = rows_return_start(&s->plan, k, x->room.weights, weights, dtype_size(k->acc), chunk);
+    if (!ds) return;
+    rows_sum(&s->plan, k, ds->row_weight, x->room.weight_slices, 1, k->acc, chunk);
+    t->weights[chunk] = rows_return_start(&s->plan, k, x->room.weights, ds->row_weight, dtype_size(k->acc), chunk);
 }
 
 // Where the own rows are again.
@@ -255,7 +256,7 @@ struct travel moe_backward_experts(const struct context *x, const struct layer_p
     for (long i = 0; i < s->plan.chunks; i++) {
         dispatch_wait(x, s, &t, rows, false, i);
         experts_backward(x, p, s, ds, rows, i);
-        return_start(x, s, &t, ds->xr, ds->row_weight, i);
+        return_start(x, s, &t, ds->xr, ds, i);
     }
     return t;
 }
