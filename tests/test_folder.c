@@ -174,6 +174,20 @@ static void raw_refused(const struct config *c, const struct tensor_plan *plan, 
     expect(model_folder_open(&f, in("raw")), ERR_FORMAT, sentence);
 }
 
+// That the disk is too small is said before the first byte, of further tensors too.
+static void test_next(void **state)
+{
+    (void)state;
+    struct config c = llama_config();
+    struct folder_writer *w;
+    const struct tensor_plan huge = {.name = "huge", .dtype = F32, .rank = 1, .shape = {1L << 58}};
+    expect(folder_writer_open(&w, in("next"), &c, &huge, 1, 0, false), ERR_IO, " GB are free on that disk");
+    OK_OR_FAIL(folder_writer_open(&w, in("next"), &c, &huge, 0, 0, false));
+    expect(folder_writer_next(w, "more", &huge, 1), ERR_IO, " GB are free on that disk");
+    folder_writer_abort(w);
+    assert_false(path_exists(in("next")));
+}
+
 static void test_wrong_tensors(void **state)
 {
     (void)state;
@@ -352,6 +366,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_folder),
         cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_next),
         cmocka_unit_test(test_wrong_tensors),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_similarity),

@@ -376,7 +376,8 @@ enum status folder_writer_next(struct folder_writer *w, const char *stem, const 
     w->shard = NULL;
     w->tensor = NULL;
     w->open_shard = w->placed_last = 0;
-    return declare(w, stem, tensor, n);
+    TRY(declare(w, stem, tensor, n));
+    return w->joined ? OK : folder_writer_room(w->path, tensor_bytes(w));
 }
 
 // ---- other files ----
