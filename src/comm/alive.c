@@ -28,11 +28,6 @@ static struct {
     double judged_since, looked;
 } own = {.file = -1, .waits = -1, .judged_rank = -1};
 
-const char *phase_name(enum phase p)
-{
-    return phase_names[p];
-}
-
 // Phases change many times a second, and the file may be on a network: what changed waits a moment for more.
 static const double write_after[2] = {1, 0.1}; // seconds since the last time; if the phase is another one
 

@@ -12,7 +12,6 @@ enum phase {
     PHASE_START, PHASE_LOAD, PHASE_FORWARD, PHASE_EXCHANGE, PHASE_BACKWARD, PHASE_REDUCE, PHASE_OPTIMIZER, PHASE_SAVE,
     PHASE_EVALUATE, PHASES
 };
-const char *phase_name(enum phase p);
 
 // After transport_open; a world of one keeps no file. All ranks call it: rank 0 makes the folder.
 MUST_USE enum status alive_open(const char *run);
