@@ -4,22 +4,15 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "checkpoint/checksums.h"
 #include "checkpoint/folder.h"
 #include "comm/alive.h"
 #include "comm/group.h"
 
-enum { FILES_MOST = 100000 };
 static const long SHARD_BYTES = 5000000000;
 
 struct shard {
     long first, n; // tensors
-};
-
-// A file of the folder and its checksum. `name` is relative to the folder.
-struct entry {
-    char *name;
-    long bytes;
-    uint64_t xxh3;
 };
 
 struct folder_writer {
@@ -38,8 +31,7 @@ struct folder_writer {
     bool joined;     // another process makes the folder
     struct placed_file *placed; // [shards] when several processes write the folder; open ones have a `tensor`
     long placed_last; // the one written to last
-    struct entry *entry;
-    long entries;
+    struct checksums sums;
 };
 
 // ---- what the folder will hold ----
@@ -135,6 +127,7 @@ static enum status set_paths(struct folder_writer *w, const char *path)
         return fail(ERR_IO, "%.200s...: the path is longer than %d bytes (use a shorter one)", path, PATH_LENGTH - 300);
     snprintf(w->path, sizeof w->path, "%.*s", (int)length, path);
     snprintf(w->temporary, sizeof w->temporary, "%.*s.tmp", (int)length, path);
+    w->sums.folder = w->temporary;
     return OK;
 }
 
@@ -162,8 +155,7 @@ static enum status writer_set_up(struct folder_writer *w, const char *path, cons
 static void writer_free(struct folder_writer *w)
 {
     free(w->placed);
-    for (long i = 0; i < w->entries; i++) free(w->entry[i].name);
-    free(w->entry);
+    checksums_free(&w->sums);
     free(w->shard);
     free(w->tensor);
     free(w);
@@ -197,17 +189,6 @@ enum status folder_writer_join(struct folder_writer **w, const char *path, const
 
 // ---- tensors ----
 
-static enum status add_entry(struct folder_writer *w, const char *name, long bytes, uint64_t hash)
-{
-    if (w->entries == FILES_MOST) return fail(ERR_IO, "%s: more than %d files in a model folder", w->path, FILES_MOST);
-    struct entry *grown = realloc(w->entry, (size_t)(w->entries + 1) * sizeof *grown);
-    if (grown) w->entry = grown;
-    char *copy = grown ? strdup(name) : NULL;
-    if (!copy) return fail(ERR_MEMORY, "%s: no memory to write it", w->path);
-    w->entry[w->entries++] = (struct entry){copy, bytes, hash};
-    return OK;
-}
-
 static enum status start_shard(struct folder_writer *w)
 {
     char name[64], path[PATH_LENGTH];
@@ -226,7 +207,7 @@ static enum status finish_shard(struct folder_writer *w)
     shard_name(name, w, w->open_shard);
     w->file_open = false; // commit aborts by itself
     TRY(safetensors_write_commit(&w->file, &hash));
-    TRY(add_entry(w, name, w->file.out.written, hash));
+    TRY(checksums_add(&w->sums, name, w->file.out.written, hash));
     w->open_shard++;
     return OK;
 }
@@ -298,8 +279,6 @@ enum status folder_writer_placed(struct folder_writer *w, enum status so_far)
     return so_far;
 }
 
-static enum status hash_file(uint64_t *hash, long *bytes, const char *path);
-
 // Each rank gives some shards their names and reads them once more; all learn what it found.
 static enum status hash_some(const struct folder_writer *w, long *hash_bytes)
 {
@@ -308,7 +287,7 @@ static enum status hash_some(const struct folder_writer *w, long *hash_bytes)
         uint64_t hash;
         TRY(shard_path(path, w, s));
         TRY(placed_file_finish(path));
-        TRY(hash_file(&hash, &hash_bytes[2 * s + 1], path));
+        TRY(checksum_file(&hash, &hash_bytes[2 * s + 1], path));
         hash_bytes[2 * s] = (long)hash;
     }
     return OK;
@@ -323,7 +302,7 @@ enum status folder_writer_hash_shards(struct folder_writer *w)
     for (long s = 0; s < w->shards && status == OK; s++) {
         char name[64];
         shard_name(name, w, s);
-        status = add_entry(w, name, found[2 * s + 1], (uint64_t)found[2 * s]);
+        status = checksums_add(&w->sums, name, found[2 * s + 1], (uint64_t)found[2 * s]);
     }
     w->open_shard = w->shards;
     free(found);
@@ -454,89 +433,6 @@ static enum status write_config(const struct folder_writer *w)
     return status;
 }
 
-// ---- checksums ----
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
-}
-
-static enum status hash_file(uint64_t *hash, long *bytes, const char *path)
-{
-    struct file_map map;
-    TRY(file_map_open(&map, path));
-    *hash = file_map_xxh3(&map, alive_beat);
-    *bytes = map.bytes;
-    file_map_close(&map);
-    return OK;
-}
-
-static enum status collect(struct folder_writer *w, const char *below, int depth);
-
-// One file or folder; `name` is relative to the folder being written.
-static enum status collect_one(struct folder_writer *w, const char *name, int depth)
-{
-    char path[PATH_LENGTH];
-    TRY(path_join(path, w->temporary, name));
-    if (path_is_folder(path) && depth > 8) return fail(ERR_IO, "%s: is nested too deep in a model folder", path);
-    if (path_is_folder(path)) return collect(w, name, depth + 1);
-    for (long i = 0; i < w->entries; i++)
-        if (strcmp(w->entry[i].name, name) == 0) return OK;
-    uint64_t hash;
-    long bytes;
-    TRY(hash_file(&hash, &bytes, path));
-    return add_entry(w, name, bytes, hash);
-}
-
-static enum status collect_list(struct folder_writer *w, const struct path_list *list, const char *below, int depth)
-{
-    for (long i = 0; i < list->n; i++) {
-        char name[PATH_LENGTH];
-        if (below) TRY(path_join(name, below, list->name[i]));
-        TRY(collect_one(w, below ? name : list->name[i], depth));
-    }
-    return OK;
-}
-
-// Every file of the folder gets an entry; folders below it are made durable.
-static enum status collect(struct folder_writer *w, const char *below, int depth)
-{
-    char path[PATH_LENGTH];
-    struct path_list list;
-    TRY(path_join(path, w->temporary, below ? below : "."));
-    TRY(folder_list(&list, path));
-    enum status status = collect_list(w, &list, below, depth);
-    path_list_free(&list);
-    TRY(status);
-    return folder_sync(path);
-}
-
-static enum status write_checksums(struct folder_writer *w)
-{
-    char path[PATH_LENGTH];
-    TRY(collect(w, NULL, 0));
-    qsort(w->entry, (size_t)w->entries, sizeof *w->entry, by_name);
-    TRY(path_join(path, w->temporary, "checksums.json"));
-    struct json_out o = {0};
-    json_begin(&o, NULL, '{');
-    json_put_text(&o, "algorithm", "XXH3-64");
-    json_begin(&o, "files", '{');
-    for (long i = 0; i < w->entries; i++) {
-        char hex[17];
-        snprintf(hex, sizeof hex, "%016lx", (unsigned long)w->entry[i].xxh3);
-        json_begin(&o, w->entry[i].name, '{');
-        json_put_long(&o, "bytes", w->entry[i].bytes);
-        json_put_text(&o, "xxh3", hex);
-        json_end(&o, '}');
-    }
-    json_end(&o, '}');
-    json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
-}
-
 // ---- the end ----
 
 static enum status writer_finish(struct folder_writer *w)
@@ -544,7 +440,7 @@ static enum status writer_finish(struct folder_writer *w)
     char parent[PATH_LENGTH], old[PATH_LENGTH];
     TRY(finish_tensors(w));
     TRY(write_config(w));
-    TRY(write_checksums(w));
+    TRY(checksums_write(&w->sums));
     TRY(folder_sync(w->temporary));
     parent_of(parent, w->path);
     if (!path_exists(w->path)) {
