@@ -147,7 +147,9 @@ enum status placed_file_open(struct placed_file *f, const char *path, const stru
     TRY(part_name(f->path, path));
     TRY(file_place_open(&f->fd, f->path));
     enum status status = find_places(f);
-    if (status != OK) close(f->fd);
+    if (status == OK) return OK;
+    free(f->at);
+    close(f->fd);
     return status;
 }
 
