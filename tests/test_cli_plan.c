@@ -173,6 +173,7 @@ static void test_lists(void **state)
 static void test_calibrate(void **state)
 {
     (void)state;
+    FAILS(1, "/nowhere/here.json", "bench", "--threads", "1", "--calibrate", "/nowhere/here.json");
     WORKS("bench", "--quiet", "--threads", "1", "--model", "configs/tiny.json", "--calibrate", at("here.json"));
     assert_non_null(strstr(out_text, "kernels.grouped_weight_flops"));
     WORKS("plan", "--model", "configs/tiny.json", "--cluster", at("here.json"), "--global-batch-size", "8", "--json");

@@ -152,6 +152,7 @@ static enum status run(int argc, char **argv)
     bool done;
     TRY(command_start(&settings, &common, NULL, &done, argc, argv));
     if (done) return OK;
+    if (transport_rank() > 0) log_quiet(true);
     if (options.balance) {
         options.runs.model = options.model;
         options.runs.seed = common.seed;

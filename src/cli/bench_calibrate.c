@@ -257,9 +257,14 @@ static double overlap(struct bench_shape *s, char *data, long most, double bytes
 static enum status measure_wire(struct cluster *c, struct bench_shape *s)
 {
     enum { LARGE = 4 << 20, MOST = 64 << 20 };
-    if (transport_ranks() < 2 || transport_rank() > 1) return OK;
-    char *data = calloc(2, MOST);
-    if (!data) return fail(ERR_MEMORY, "memory: two messages of %d bytes were refused", MOST);
+    bool measures = transport_ranks() > 1 && transport_rank() < 2;
+    char *data = measures ? calloc(2, MOST) : NULL;
+    bool refused = measures && !data;
+    enum status status = agree(refused ? fail(ERR_MEMORY, "memory: two messages of %d bytes were refused", MOST) : OK);
+    if (status != OK || !measures) {
+        free(data);
+        return status;
+    }
     log_line("messages between two ranks");
     exchange_seconds(data, LARGE, 10);
     struct wire *wire = transport_near(1 - transport_rank()) ? &c->inside : &c->between;
@@ -287,6 +292,15 @@ static void describe(struct cluster *c)
     snprintf(c->name, sizeof c->name, "%ld process%s on one host", c->devices, c->devices == 1 ? "" : "es");
     snprintf(c->device, sizeof c->device, "%ld thread%s of its processors", kernels_threads(),
              kernels_threads() == 1 ? "" : "s");
+}
+
+// Before half a minute of measuring: can the file be made?
+static enum status may_write(const char *path)
+{
+    struct output out;
+    TRY(output_open(&out, path));
+    output_abort(&out);
+    return OK;
 }
 
 static enum status write_cluster(const struct cluster *c, const char *path, bool json)
@@ -338,24 +352,32 @@ static void round_constants(struct cluster *c)
     }
 }
 
-static enum status calibrate(struct bench_shape *s, const char *path, bool json)
+static enum status measure_all(struct bench_shape *s, const char *path, bool json)
 {
     struct cluster c = {0};
-    struct arena a = arena_measure("what kernels are measured on", DEVICE_CPU);
-    shape_layout(s, &a);
-    TRY(arena_reserve(&a));
-    shape_layout(s, &a);
     fill(s);
     describe(&c);
     measure_kernels(&c, s);
-    enum status status = measure_wire(&c, s);
+    TRY(measure_wire(&c, s));
     round_constants(&c);
-    if (status == OK) status = write_cluster(&c, path, json);
+    return write_cluster(&c, path, json);
+}
+
+static enum status calibrate(struct bench_shape *s, const char *path, bool json)
+{
+    struct arena a = arena_measure("what kernels are measured on", DEVICE_CPU);
+    shape_layout(s, &a);
+    TRY(agree(transport_rank() == 0 ? may_write(path) : OK));
+    enum status status = agree(arena_reserve(&a));
+    if (status == OK) {
+        shape_layout(s, &a);
+        status = measure_all(s, path, json);
+    }
     arena_release(&a);
     return status;
 }
 
-static enum status calibrate_shape(const struct config *given, long B, long S, const char *path, bool json)
+enum status bench_calibrate(const struct config *given, long B, long S, const char *path, bool json)
 {
     struct config c = given ? *given : (struct config){.D = 1024, .F = 2816, .H = 16, .G = 16, .C = 64, .dtype = BF16};
     if (!c.E) {
@@ -372,13 +394,4 @@ static enum status calibrate_shape(const struct config *given, long B, long S, c
                       .scale = 1.0 / 8},
     };
     return calibrate(&s, path, json);
-}
-
-enum status bench_calibrate(const struct config *c, long B, long S, const char *path, bool json)
-{
-    TRY(transport_open()); // of use under mpirun only
-    if (transport_rank() != 0) log_quiet(true);
-    enum status status = calibrate_shape(c, B, S, path, json);
-    transport_close();
-    return status;
 }
