@@ -181,13 +181,15 @@ static void test_slept(void **state)
     OK_OR_FAIL(folder_remove(at("slept")));
     pid_t child = start((const char *const[]){"launch", "-n", "2", "--", "train", JOB, "--output", at("slept"),
                                               "--train-steps", "1000000", "--save-interval", "0",
-                                              "--tensor-parallel-size", "2", NULL});
-    for (int i = 0; i < 400 && !path_exists(at("slept/metrics.jsonl")); i++) usleep(50000);
-    for (long r = 0; r < 2; r++) assert_true(alive_read(&heart[r], at("slept"), r));
+                                              "--tensor-parallel-size", "2", "--comm-timeout", "4", NULL});
+    long working = 0;
+    for (int i = 0; i < 400 && working < 2; i++, usleep(50000))
+        for (long r = working = 0; r < 2; r++) working += alive_read(&heart[r], at("slept"), r) && heart[r].step > 1;
+    assert_int_equal(working, 2);
     kill((pid_t)heart[1].pid, SIGSTOP);
-    usleep(1600000);
+    usleep(2200000);
     kill((pid_t)heart[0].pid, SIGSTOP);
-    usleep(4000000);
+    usleep(6000000);
     for (long r = 0; r < 2; r++) kill((pid_t)heart[r].pid, SIGCONT);
     usleep(1500000);
     kill(child, SIGTERM);
