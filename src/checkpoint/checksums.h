@@ -1,4 +1,4 @@
-// checksums.json of a folder: what each file held when it was written. folder_verify (folder.h) reads it.
+// checksums.json of a folder: what each file held when it was written. folder_verify (folder.h, verify.c) reads it.
 #ifndef SKYMOE_CHECKPOINT_CHECKSUMS_H
 #define SKYMOE_CHECKPOINT_CHECKSUMS_H
 

@@ -13,7 +13,7 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 # What each program is about: a source file, and which of its functions are the parser (none: all of them).
 parsers='
 chat       src/data/chat_folder.c
-checksums  src/checkpoint/checksums.c
+checksums  src/checkpoint/verify.c
 cluster    src/plan/cluster.c
 config     src/model/config.c
 generation src/eval/generate.c          add_end|read_ends|end_ids_read
