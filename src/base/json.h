@@ -60,6 +60,8 @@ void json_put_bool(struct json_out *o, const char *key, bool value);
 void json_put_null(struct json_out *o, const char *key);
 MUST_USE enum status json_out_status(const struct json_out *o);
 void json_out_free(struct json_out *o);
+// The finished object becomes the file (file_write) and is freed, whatever comes of it.
+MUST_USE enum status json_out_write(struct json_out *o, const char *path);
 
 bool utf8_valid(const char *text, long bytes);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/decimal.h"
+#include "base/files.h"
 #include "base/json.h"
 
 // Bytes of the well-formed code point at text (RFC 3629: no surrogates, nothing overlong, at most U+10FFFF); 0 if none.
@@ -141,4 +142,12 @@ void json_out_free(struct json_out *o)
 {
     free(o->text);
     *o = (struct json_out){0};
+}
+
+enum status json_out_write(struct json_out *o, const char *path)
+{
+    enum status status = json_out_status(o);
+    if (status == OK) status = file_write(path, o->text, o->used);
+    json_out_free(o);
+    return status;
 }

@@ -62,10 +62,7 @@ static enum status write_state(const struct folder_writer *folder, const struct 
     }
     if (s->bias && c->gate_bias) put_numbers(&o, "bias", s->bias, c->L * c->E);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
+    return json_out_write(&o, path);
 }
 
 // What rank 0 writes beside the tensors.

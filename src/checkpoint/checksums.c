@@ -102,8 +102,5 @@ enum status checksums_write(struct checksums *s)
     }
     json_end(&o, '}');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
+    return json_out_write(&o, path);
 }

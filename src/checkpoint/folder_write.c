@@ -329,10 +329,7 @@ static enum status write_index(const struct folder_writer *w)
     }
     json_end(&o, '}');
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
+    return json_out_write(&o, path);
 }
 
 static enum status finish_tensors(struct folder_writer *w)
@@ -405,10 +402,7 @@ static enum status write_generation(const struct folder_writer *w)
     if (c->eos >= 0) json_put_long(&o, "eos_token_id", c->eos);
     if (c->pad >= 0) json_put_long(&o, "pad_token_id", c->pad);
     json_end(&o, '}');
-    enum status status = json_out_status(&o);
-    if (status == OK) status = file_write(path, o.text, o.used);
-    json_out_free(&o);
-    return status;
+    return json_out_write(&o, path);
 }
 
 enum status folder_writer_copy(struct folder_writer *w, const char *from)

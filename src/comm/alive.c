@@ -157,7 +157,7 @@ void alive_waits(long rank)
 
 // ---- judging ----
 
-static const double LOOK_MOST = 1.5; // seconds between two looks that count as waiting
+static const double look_most = 1.5; // seconds between two looks that count as waiting
 
 static bool read_file(struct heart *h, const char *path)
 {
@@ -196,7 +196,7 @@ void alive_judge(long rank, double patience)
         h = next;
     }
     // Looks are a second apart. A longer pause was this process's own, and a machine that slept paused all of them.
-    double time = seconds_now(), pause = time - own.looked - LOOK_MOST;
+    double time = seconds_now(), pause = time - own.looked - look_most;
     if (pause > 0) own.judged_since += pause;
     own.looked = time;
     if (rank != own.judged_rank || h.counter != own.judged_counter) {

@@ -376,6 +376,7 @@ enum status trainer_open(struct trainer *t, const struct train_options *o, const
 
 void trainer_close(struct trainer *t)
 {
+    kernels_meanwhile(NULL);
     if (t->routing.expert) routing_write_abort(&t->routing); // what a failed run has routed is no whole file
     routing_read_close(&t->replayed);
     if (t->metrics.jsonl >= 0) metrics_close(&t->metrics);
