@@ -263,8 +263,9 @@ static void test_other_ranks(void **state)
         int n = 0;
         while (word[n]) n++;
         for (int j = 0; j < 4 && runs[i].option[j]; j++) word[n++] = runs[i].option[j];
-        assert_int_equal(finish(start(word)), 0);
-        int code = RUN("launch", "-n", runs[i].ranks, "--", "train", "--resume", "--output", at("laid"));
+        int code = finish(start(word));
+        if (code != 0) fail_msg("exit code %d: %s", code, err_text);
+        code = RUN("launch", "-n", runs[i].ranks, "--", "train", "--resume", "--output", at("laid"));
         if (code != 2 || sentences() != 1 || !strstr(err_text, runs[i].stored) ||
             !strstr(err_text, "laid/step-000001: was stored with") ||
             !strstr(err_text, "there are 3 ranks now (give another layout, like --tensor-parallel-size 1 or 3)"))
