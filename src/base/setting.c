@@ -25,7 +25,7 @@ const struct setting common_row[] = {
 enum { COMMON_N = sizeof common_row / sizeof common_row[0] };
 const long common_row_n = COMMON_N;
 
-// Texts live as long as the process: options point into argv, config files and checkpoints alike.
+// Texts live until settings_forget: options point into argv, config files and checkpoints alike.
 static struct kept {
     struct kept *next;
     char bytes[] __attribute__((aligned(16)));
@@ -39,6 +39,15 @@ static enum status keep(void *kept, long bytes) // *(void **)kept
     kept_first = k;
     *(void **)kept = k->bytes;
     return OK;
+}
+
+void settings_forget(void)
+{
+    while (kept_first) {
+        struct kept *next = kept_first->next;
+        free(kept_first);
+        kept_first = next;
+    }
 }
 
 static enum status keep_text(const char **kept, const char *text)

@@ -20,7 +20,7 @@ enum setting_type {
     SETTING_LONG,    // long
     SETTING_REAL,    // double
     SETTING_DECIMAL, // struct decimal
-    SETTING_TEXT,    // const char * (owned by the settings code, lives as long as the process; NULL when unset)
+    SETTING_TEXT,    // const char * (owned by the settings code, lives until settings_forget; NULL when unset)
     SETTING_CHOICE,  // const char *, one of the words in `choices`
     SETTING_LIST,    // struct text_list: the option may repeat; words without an option are added to the table's
                      // first LIST row. A word of the command line is one item even if it has spaces
@@ -68,6 +68,9 @@ MUST_USE enum status settings_dump(char **text, const struct settings *s);
 // Reads such text over the present values (a checkpoint's settings.conf). The same errors but as ERR_FORMAT, since it
 // is something read; `source` names it in messages. On failure some values may be changed already.
 MUST_USE enum status settings_read(const struct settings *s, bool *set, const char *text, const char *source);
+
+// Frees every text and list of every settings read so far, for a program that reads them without end.
+void settings_forget(void);
 
 void settings_help(FILE *out, const struct settings *s);
 void settings_markdown(FILE *out, const struct settings *s); // the same table for docs/
