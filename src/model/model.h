@@ -55,7 +55,7 @@ struct model {
     el *dx;                        // [own, D] gradient of a chunk's input
     int *given;                    // [local layers, T, K] for balance[l].given; NULL without room
     int *batch_ints;               // device copies of batches [chunks, slots]: token, target, position, start, [T] each
-    long batch_slots;
+    long batch_slots, batch_stride; // ints from one batch to the next
     acc *drawn;                    // where random weights are drawn
     struct arena parameters, gradients, activations, scratch_arena, host;
     // After the last micro-batch of a step has added to a local layer's gradients; NULL: nobody wants to know.
