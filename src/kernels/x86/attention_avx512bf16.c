@@ -268,19 +268,19 @@ static inline __attribute__((always_inline)) void backward_rows(struct backward 
             if (!all) s[i][j] = _mm512_maskz_mov_ps(sees(seen, j, key + i), s[i][j]);
             store_f32(x->exact + i * STRIP + j * LANES, s[i][j]);
         }
-        _mm512_storeu_si512(x->p + at + i * (Q_TILE / 2), round_strip(s[i]));
+        store_f32(x->p + at + i * (Q_TILE / 2), round_strip(s[i]));
     }
     zero_vectors(s);
     multiply(s, 2, x->v + key * (C / 2), C / 2, 1, d_o, STRIP, C / 2);
     for (int i = 0; i < ROWS; i += 2) {
-        __m512i rounded[2];
+        vf rounded[2];
         for (int r = 0; r < 2; r++) {
             for (int j = 0; j < 2; j++) {
                 vf delta = load_f32(x->delta + query + j * LANES);
                 s[i + r][j] = vf_mul(load_f32(x->exact + (i + r) * STRIP + j * LANES), vf_sub(s[i + r][j], delta));
             }
             rounded[r] = round_strip(s[i + r]);
-            _mm512_storeu_si512(x->ds + at + (i + r) * (Q_TILE / 2), rounded[r]);
+            store_f32(x->ds + at + (i + r) * (Q_TILE / 2), rounded[r]);
         }
         store_interleaved(pairs + i / 2 * STRIP, rounded[0], rounded[1]);
     }

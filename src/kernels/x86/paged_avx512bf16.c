@@ -87,14 +87,13 @@ static inline vf pairs_or_zero(const uint16_t *row, long c, long C)
     return row ? row_pairs(row + c, C - c) : vf_zero();
 }
 
-// The values of a tile from channel `at` on, two rows interleaved.
-static void load_values(float *v, const struct paged *x, const uint16_t *const row[K_TILE], long at)
+// The values of a tile, two rows interleaved.
+static void load_values(float *v, const struct paged *x, const uint16_t *const row[K_TILE])
 {
     for (long j = 0; j < K_TILE; j += 2) {
-        const uint16_t *a = row[j] ? row[j] + at : NULL, *b = row[j + 1] ? row[j + 1] + at : NULL;
+        const uint16_t *a = row[j], *b = row[j + 1];
         for (long c = 0; c < x->wide; c += NUMBERS)
-            store_interleaved(v + j / 2 * x->wide + c, _mm512_castps_si512(pairs_or_zero(a, c, x->C)),
-                              _mm512_castps_si512(pairs_or_zero(b, c, x->C)));
+            store_interleaved(v + j / 2 * x->wide + c, pairs_or_zero(a, c, x->C), pairs_or_zero(b, c, x->C));
     }
 }
 
@@ -238,7 +237,7 @@ static void run_strips(const struct paged *x, const struct run *r, long g, char 
         for (long j = 0; j < K_TILE; j++)
             if (rows.k[j]) memcpy(k + j * (C / 2), rows.k[j], (size_t)C * sizeof *rows.k[j]);
             else memset(k + j * (C / 2), 0, (size_t)C * sizeof *rows.k[j]);
-        load_values(v, x, rows.v, 0);
+        load_values(v, x, rows.v);
         for (long i = 0; i < strips; i++) strip_meet(&strip[i], x, scores, p, k, v, tile);
     }
     for (long i = 0; i < strips; i++)
@@ -253,63 +252,61 @@ struct few { // what one query has so far
     float *q, *o; // [C / 2], [wide]
 };
 
-// Asks for the lines of a tile, along its rows, before their turn comes: a few at a time between other work, for memory
-// takes only so many requests at once.
+// Asks for the lines of a tile's keys or values, along its rows, before their turn comes: one at a time between other
+// work, for memory takes only so many requests at once.
 struct fetch {
-    const struct tile_rows *rows;
-    long row, channel, channels; // the next line; of the heads that are wanted
+    const uint16_t *const *row;
+    long next, channel, channels; // the next line; of the heads that are wanted
 };
 
-static inline void fetch_line(struct fetch *f)
+static inline bool fetch_line(struct fetch *f)
 {
-    if (f->row >= K_TILE || !f->rows->k[f->row]) return;
-    _mm_prefetch((const char *)(f->rows->k[f->row] + f->channel), _MM_HINT_T1);
-    _mm_prefetch((const char *)(f->rows->v[f->row] + f->channel), _MM_HINT_T1);
+    if (f->next >= K_TILE || !f->row[f->next]) return false;
+    _mm_prefetch((const char *)(f->row[f->next] + f->channel), _MM_HINT_T1);
     f->channel += NUMBERS;
-    if (f->channel < f->channels) return;
-    f->channel = 0;
-    f->row++;
+    if (f->channel >= f->channels) f->channel = 0, f->next++;
+    return true;
 }
 
-// The keys of a tile from channel `at` on, turned: k[c / 2][key].
-static void few_load_keys(float *k, const struct paged *x, const uint16_t *const row[K_TILE], long at, struct fetch *f)
+static inline vf fetching(struct fetch *f, const uint16_t *row, long c, long C)
 {
-    for (long j = 0; j < K_TILE; j += LANES)
-        for (long c = 0; c < x->C; c += NUMBERS) {
+    fetch_line(f);
+    return pairs_or_zero(row ? row + c : NULL, 0, C);
+}
+
+enum { PARTS = K_TILE / LANES };
+
+// Scores of n queries with the keys of a tile, whose head begins at channel `at`. Keys are turned in registers.
+static inline __attribute__((always_inline)) void few_scores(const int n, vf score[FEW][PARTS], const struct few *s,
+                                                             const struct paged *x, const uint16_t *const row[K_TILE],
+                                                             long at, struct fetch *f)
+{
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < PARTS; j++) score[i][j] = vf_zero();
+    for (long c = 0; c < x->C; c += NUMBERS)
+        for (int j = 0; j < PARTS; j++) {
+            const long pairs = least(LANES, (x->C - c) / 2);
             vf v[LANES];
-            for (long i = 0; i < LANES; i++) {
-                fetch_line(f);
-                v[i] = row[j + i] ? row_pairs(row[j + i] + at + c, x->C - c) : vf_zero();
-            }
+            for (long i = 0; i < LANES; i++) v[i] = fetching(f, row[j * LANES + i], at + c, x->C - c);
             transpose(v);
-            for (long p = 0; p < LANES && c / 2 + p < x->C / 2; p++) store_f32(k + (c / 2 + p) * K_TILE + j, v[p]);
+            for (int i = 0; i < n; i++) {
+                vf sum = score[i][j];
+                if (pairs == LANES)
+#pragma GCC unroll 16
+                    for (long p = 0; p < LANES; p++)
+                        sum = _mm512_dpbf16_ps(sum, (__m512bh)v[p], (__m512bh)vf_all(s[i].q[c / 2 + p]));
+                else
+                    for (long p = 0; p < pairs; p++)
+                        sum = _mm512_dpbf16_ps(sum, (__m512bh)v[p], (__m512bh)vf_all(s[i].q[c / 2 + p]));
+                score[i][j] = sum;
+            }
         }
 }
 
-// Some of o's channels, `vectors` of them, go on over the pairs of a tile.
-static inline __attribute__((always_inline)) void few_values(const int vectors, float *o, vf shrink, const float *pairs,
-                                                             const float *v, long wide)
+// What a query makes of its scores: the factor of what it had, and p in pairs of keys.
+static vf few_weights(struct few *s, float pairs[K_TILE / 2], vf score[PARTS], const struct paged *x, long tile)
 {
-    vf sum[8];
-    for (int j = 0; j < vectors; j++) sum[j] = vf_mul(load_f32(o + j * LANES), shrink);
-    for (long i = 0; i < K_TILE / 2; i++) {
-        __m512bh p = (__m512bh)vf_all(pairs[i]);
-        for (int j = 0; j < vectors; j++)
-            sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)load_f32(v + i * wide + j * LANES), p);
-    }
-    for (int j = 0; j < vectors; j++) store_f32(o + j * LANES, sum[j]);
-}
-
-static void few_meet(struct few *s, const struct paged *x, const float *k, const float *v, long tile)
-{
-    enum { PARTS = K_TILE / LANES };
-    if (s->last < tile || s->first >= tile + K_TILE) return;
-    vf score[PARTS], most = vf_all(s->max);
-    for (int j = 0; j < PARTS; j++) score[j] = vf_zero();
-    for (long c = 0; c < x->C / 2; c++)
-        for (int j = 0; j < PARTS; j++)
-            score[j] = _mm512_dpbf16_ps(score[j], (__m512bh)load_f32(k + c * K_TILE + j * LANES),
-                                        (__m512bh)vf_all(s->q[c]));
+    vf most = vf_all(s->max);
     for (int j = 0; j < PARTS; j++) {
         long from = s->first - tile - j * LANES, to = s->last + 1 - tile - j * LANES;
         __mmask16 hidden = lanes_below(from < 0 ? 0 : least(from, LANES));
@@ -319,21 +316,67 @@ static void few_meet(struct few *s, const struct paged *x, const float *k, const
     }
     s->max = vf_largest(most);
     vf max = scaled(vf_all(s->max), x->scale), shrink = shrinking(vf_all(s->top), max);
-    float p[K_TILE], pairs[K_TILE / 2];
+    float p[K_TILE];
     for (int j = 0; j < PARTS; j++) {
         score[j] = probability(score[j], x->scale, max);
         store_f32(p + j * LANES, score[j]);
     }
-    for (int j = 0; j < PARTS; j += 2)
-        store_f32(pairs + j * LANES / 2, _mm512_castsi512_ps(round_strip(score + j)));
+    for (int j = 0; j < PARTS; j += 2) store_f32(pairs + j * LANES / 2, round_strip(score + j));
     s->top = _mm512_cvtss_f32(max);
     s->sum = _mm512_cvtss_f32(times(vf_all(s->sum), shrink));
     for (long j = 0; j < K_TILE; j++) s->sum += p[j];
-    for (long c = 0, n; c < x->wide; c += n * LANES) {
-        n = x->wide - c >= 8 * LANES ? 8 : x->wide - c >= 4 * LANES ? 4 : 2;
-        if (n == 8) few_values(8, s->o + c, shrink, pairs, v + c, x->wide);
-        else if (n == 4) few_values(4, s->o + c, shrink, pairs, v + c, x->wide);
-        else few_values(2, s->o + c, shrink, pairs, v + c, x->wide);
+    return shrink;
+}
+
+// The channels of o from c on, `chunks` times NUMBERS, of n queries go on over the pairs of a tile.
+static inline __attribute__((always_inline)) void few_values(const int n, const int chunks, struct few *s,
+                                                             const vf shrink[FEW], float (*pairs)[K_TILE / 2],
+                                                             const struct paged *x, const uint16_t *const row[K_TILE],
+                                                             long at, long c, struct fetch *f)
+{
+    vf sum[FEW][8];
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < 2 * chunks; j++) sum[i][j] = vf_mul(load_f32(s[i].o + c + j * LANES), shrink[i]);
+    for (long r = 0; r < K_TILE; r += 2) {
+        vf v[8];
+        for (int j = 0; j < chunks; j++) {
+            long from = c + j * NUMBERS;
+            vf first = fetching(f, row[r], at + from, x->C - from);
+            interleave(v + 2 * j, first, fetching(f, row[r + 1], at + from, x->C - from));
+        }
+        for (int i = 0; i < n; i++) {
+            __m512bh p = (__m512bh)vf_all(pairs[i][r / 2]);
+            for (int j = 0; j < 2 * chunks; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], (__m512bh)v[j], p);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < 2 * chunks; j++) store_f32(s[i].o + c + j * LANES, sum[i][j]);
+}
+
+// n queries of a kv head, which begins at channel `at`, meet a tile.
+static inline __attribute__((always_inline)) void few_meet(const int n, struct few *s, const struct paged *x,
+                                                           const struct tile_rows *rows, long at, long tile,
+                                                           struct fetch *k, struct fetch *v)
+{
+    const int most = n <= 2 ? 4 : n <= 5 ? 2 : 1; // chunks whose sums fit into registers
+    vf score[FEW][PARTS], shrink[FEW];
+    float pairs[FEW][K_TILE / 2];
+    few_scores(n, score, s, x, rows->k, at, k);
+    for (int i = 0; i < n; i++) shrink[i] = few_weights(&s[i], pairs[i], score[i], x, tile);
+    long c = 0;
+    for (; c + most * NUMBERS <= x->wide; c += most * NUMBERS)
+        few_values(n, most, s, shrink, pairs, x, rows->v, at, c, v);
+    for (; c < x->wide; c += NUMBERS) few_values(n, 1, s, shrink, pairs, x, rows->v, at, c, v);
+}
+
+static void few_queries(long n, struct few *s, const struct paged *x, const struct tile_rows *rows, long at, long tile,
+                        struct fetch *k, struct fetch *v)
+{
+    switch (n) {
+#define QUERIES(n) case n: few_meet(n, s, x, rows, at, tile, k, v); break;
+        QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6) QUERIES(7)
+#undef QUERIES
+    default: few_meet(FEW, s, x, rows, at, tile, k, v);
     }
 }
 
@@ -341,7 +384,6 @@ static void few_meet(struct few *s, const struct paged *x, const float *k, const
 static void run_few(const struct paged *x, const struct run *r, long g, long heads, char *base)
 {
     char *at = base;
-    float *k = take(&at, x->C / 2 * K_TILE), *v = take(&at, K_TILE / 2 * x->wide);
     struct few *few = (struct few *)take(&at, heads * FEW * (long)(sizeof *few / sizeof(float)));
     for (long i = 0; i < heads * r->queries; i++) {
         struct few *s = &few[i];
@@ -353,18 +395,19 @@ static void run_few(const struct paged *x, const struct run *r, long g, long hea
         memset(s->o, 0, (size_t)x->wide * sizeof *s->o);
     }
     struct tile_rows rows[2];
-    long first = r->first / K_TILE * K_TILE;
+    long first = r->first / K_TILE * K_TILE, channels = heads * x->C;
     find_rows(&rows[first / K_TILE % 2], x, r, g, first);
+    struct fetch k = {.row = rows[first / K_TILE % 2].k, .channels = channels}, v = k;
+    v.row = rows[first / K_TILE % 2].v;
+    while (fetch_line(&k) && fetch_line(&v)) continue;
     for (long tile = first; tile <= r->last; tile += K_TILE) {
         const struct tile_rows *now = &rows[tile / K_TILE % 2];
         struct tile_rows *next = &rows[(tile / K_TILE + 1) % 2];
         find_rows(next, x, r, g, tile + K_TILE);
-        struct fetch ahead = {.rows = next, .channels = heads * x->C};
-        for (long h = 0; h < heads; h++) {
-            few_load_keys(k, x, now->k, h * x->C, &ahead);
-            load_values(v, x, now->v, h * x->C);
-            for (long i = 0; i < r->queries; i++) few_meet(&few[h * r->queries + i], x, k, v, tile);
-        }
+        k = (struct fetch){.row = next->k, .channels = channels};
+        v = (struct fetch){.row = next->v, .channels = channels};
+        for (long h = 0; h < heads; h++)
+            few_queries(r->queries, &few[h * r->queries], x, now, h * x->C, tile, &k, &v);
     }
     for (long i = 0; i < heads * r->queries; i++) {
         vf part = vf_div(vf_all(1.0f), vf_all(few[i].sum));
