@@ -165,6 +165,7 @@ static void test_refused(void **state)
     refused(llama, "\"pretraining_tp\":2", "pretraining_tp is 2");
     refused(llama, "\"rotary_percent\":0.5", "rotary_percent is 0.5");
     refused(llama, "\"sliding_window\":16", "sliding_window is 16");
+    refused(mistral, "\"sliding_window\":0", "sliding_window is 0"); // a token that sees nothing; none is null
     refused(llama, "\"num_local_experts\":8", "num_local_experts is 8");
     refused(llama, "\"unheard_of\":3", "unheard_of is 3");
     refused(llama, "\"logit_scale\":\"x\"", "logit_scale is \"x\"");

@@ -326,7 +326,7 @@ static enum status read_window(struct config *c, const cJSON *json, const char *
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "sliding_window");
     c->window = c->arch == ARCH_MISTRAL && !item ? 4096 : 0; // transformers' default of that class
-    if (c->arch != ARCH_LLAMA) TRY(json_long(&c->window, json, "sliding_window", c->window, 0, 1 << 30, name));
+    if (c->arch != ARCH_LLAMA) TRY(json_long(&c->window, json, "sliding_window", c->window, 1, 1 << 30, name));
     if (cJSON_IsNull(item)) c->window = 0;
     const cJSON *types = cJSON_GetObjectItemCaseSensitive(json, "layer_types");
     if (!types || cJSON_IsNull(types)) return OK;
