@@ -11,13 +11,14 @@ struct layout_case {
 };
 static const struct layout_case layout_cases[] = {
     {"moe", "moe.json", true, false, {"--moe-capacity-factor", "1.1", "--moe-z-loss-coeff", "0.001", NULL}},
-    {"bf16", "moe.json", true, true, {"--dtype", "bf16", NULL}},
+    {"bf16", "moe.json", true, true,
+     {"--dtype", "bf16", "--moe-aux-loss", "switch", "--moe-aux-loss-scope", "global", NULL}},
     {"tied", "tied.json", false, false, {NULL}},
     {"dense", "dense.json", false, false, {NULL}},
     {"scope", "moe.json", true, false,
      {"--moe-aux-loss-scope", "sequence", "--moe-aux-loss", "switch", "--moe-token-drop-policy", "position", NULL}},
     {"bias", "moe.json", true, false,
-     {"--moe-aux-loss", "bias", "--moe-aux-loss-scope", "global", "--moe-capacity-factor", "0", NULL}},
+     {"--moe-aux-loss", "bias", "--moe-capacity-factor", "0", NULL}},
 };
 static UNUSED const long layout_cases_n = sizeof layout_cases / sizeof *layout_cases;
 enum { MOE, BF16_MOE, TIED, DENSE, SCOPE, BIAS };

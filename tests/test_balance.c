@@ -61,6 +61,27 @@ static void test_options(void **state)
     assert_non_null(strstr(fail_message(), "MixtralForCausalLM"));
 }
 
+// A loss that does not exist has no coefficient; what would be passed over is refused instead.
+static void test_without_effect(void **state)
+{
+    (void)state;
+    struct train_options o;
+    bool set[256];
+    static const char *const option[] = {"--moe-aux-loss-coeff=0.1", "--moe-aux-loss-xi=0.1", "--moe-aux-loss-beta=0.9",
+                                         "--moe-aux-loss-scope=global"};
+    for (int i = 0; i < 8; i++) {
+        struct config c = shape(ARCH_SKYWORK);
+        const char *how = i < 4 ? "none" : "bias";
+        char name[32];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(option[i % 4], "="), option[i % 4]);
+        assert_int_equal(RESOLVE(&o, set, &c, "--model", "m", "--moe-aux-loss", how, option[i % 4]), ERR_CONFIG);
+        if (!strstr(fail_message(), name) || !strstr(fail_message(), how)) fail_msg("%s", fail_message());
+        OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", option[i % 4]));
+        OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", "--moe-aux-loss", how));
+        assert_true(train_balance_rule(&o).alpha_max == 0);
+    }
+}
+
 static const char bias_name[] = "model.layers.1.block_sparse_moe.gate.e_score_correction_bias";
 
 // Loss, then the folder: the model in memory and the folder it wrote agree on every bias, and on the loss.
@@ -200,6 +221,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_move),
         cmocka_unit_test(test_options),
+        cmocka_unit_test(test_without_effect),
         cmocka_unit_test(test_run_and_folder),
         cmocka_unit_test(test_start_from_folder),
         cmocka_unit_test(test_balances),

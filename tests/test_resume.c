@@ -42,7 +42,7 @@ static void same_checkpoints(const char *a, const char *b)
 
 // 2 + 5 steps against 7, where the epoch ends within: bf16, drops, adaptive coefficients, accumulation 3 (and a short
 // micro-batch), another number of checkpoints and evaluations on the way.
-static void resume_equals(const char *scope, const char *aux, const char *model, const char *recompute)
+static void resume_equals(const char *how, const char *aux, const char *model, const char *recompute)
 {
     static struct trainer t;
     OK_OR_FAIL(folder_remove(at("whole")));
@@ -50,8 +50,9 @@ static void resume_equals(const char *scope, const char *aux, const char *model,
 #define SAME                                                                                                           \
     "--data", at("few"), "--model", model, "--micro-batch-size", "2", "--global-batch-size", "5", "--seq-length",      \
         "16", "--lr", "3e-3", "--lr-warmup-steps", "3", "--dtype", "bf16", "--lr-decay-steps", "7", "--recompute",     \
-        recompute, "--moe-aux-loss-scope", scope, "--moe-aux-loss", aux, "--moe-aux-loss-xi", "0.02",                  \
-        "--moe-z-loss-coeff", "0.001", strcmp(aux, "bias") ? "--moe-aux-loss-adaptive" : "--moe-bias-rate=0.0123"
+        recompute, "--moe-aux-loss", aux, how, "--moe-z-loss-coeff", "0.001",                                          \
+        strcmp(aux, "bias") ? "--moe-aux-loss-xi=0.02" : "--no-moe-aux-loss-adaptive",                                 \
+        strcmp(aux, "bias") ? "--moe-aux-loss-adaptive" : "--no-moe-aux-loss-adaptive"
     OK_OR_FAIL(OPEN(&t, SAME, "--output", at("whole"), "--train-steps", "7", "--eval-interval", "0"));
     double epochs = 7 * 5 * 16 / (double)t.data.source[0].data.tokens;
     OK_OR_FAIL(trainer_run(&t));
@@ -67,7 +68,7 @@ static void resume_equals(const char *scope, const char *aux, const char *model,
     assert_int_equal(t.state.samples, 10);
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
-    printf("  %s, %s, recompute %s: %.2f epochs, drop rates sum to %.3f\n", scope, aux, recompute, epochs, drops);
+    printf("  %s, %s, recompute %s: %.2f epochs, drop rates sum to %.3f\n", how, aux, recompute, epochs, drops);
     assert_true(epochs > 1.2 && epochs != floor(epochs));
     same_checkpoints(at("whole/step-000007"), at("parts/step-000007"));
     struct rows a = read_rows(at("whole"), "loss"), b = read_rows(at("parts"), "loss");
@@ -84,11 +85,11 @@ static void resume_equals(const char *scope, const char *aux, const char *model,
 static void test_resume(void **state)
 {
     (void)state;
-    resume_equals("micro", "skywork", at("moe.json"), "none");
-    resume_equals("global", "switch", at("moe.json"), "moe");
-    resume_equals("sequence", "skywork", at("moe.json"), "full");
-    resume_equals("micro", "bias", at("moe.json"), "none");
-    resume_equals("micro", "skywork", at("dense.json"), "none");
+    resume_equals("--moe-aux-loss-scope=micro", "skywork", at("moe.json"), "none");
+    resume_equals("--moe-aux-loss-scope=global", "switch", at("moe.json"), "moe");
+    resume_equals("--moe-aux-loss-scope=sequence", "skywork", at("moe.json"), "full");
+    resume_equals("--moe-bias-rate=0.0123", "bias", at("moe.json"), "none");
+    resume_equals("--moe-aux-loss-scope=micro", "skywork", at("dense.json"), "none");
 }
 
 // Steps that were logged after the checkpoint are cut from the record, and logged again.

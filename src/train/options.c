@@ -272,6 +272,17 @@ static enum status resolve_shape(struct train_options *o, const bool *set, struc
     return OK;
 }
 
+// What was given though this way of balancing has no loss that it could shape.
+static enum status check_loss(const struct train_options *o, const bool *set)
+{
+    static const char *const of_loss[] = {"moe-aux-loss-coeff", "moe-aux-loss-xi", "moe-aux-loss-beta",
+                                          "moe-aux-loss-scope"};
+    for (size_t i = 0; i < sizeof of_loss / sizeof *of_loss; i++)
+        if (set[row_of(of_loss[i])])
+            return fail(ERR_CONFIG, "--%s: --moe-aux-loss %s has no loss (leave it out)", of_loss[i], o->aux_loss);
+    return OK;
+}
+
 static enum status resolve_balance(struct train_options *o, const bool *set, const struct config *c)
 {
     static const char *const moe_only[] = {
@@ -293,6 +304,7 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
     if (none && o->aux_adaptive)
         return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss %s leaves nothing to adapt (leave it out)",
                     o->aux_loss);
+    if (none && c->E && set) TRY(check_loss(o, set));
     if (!bias && set && set[row_of("moe-bias-rate")])
         return fail(ERR_CONFIG, "--moe-bias-rate: only --moe-aux-loss bias has one (leave it out)");
     if (!train_option_given(set, "moe-aux-loss-coeff")) o->aux_coeff = none ? 0 : 0.01 * weaker;
