@@ -82,6 +82,23 @@ static void test_without_effect(void **state)
     }
 }
 
+// A virtual capacity is a dropless run's, and counts something.
+static void test_virtual_capacity(void **state)
+{
+    (void)state;
+    struct train_options o;
+    bool set[256];
+    struct config c = shape(ARCH_SKYWORK);
+    assert_int_equal(RESOLVE(&o, set, &c, "--model", "m", "--moe-virtual-capacity-factor", "1.5"), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "--moe-virtual-capacity-factor: only --moe-capacity-factor 0"));
+    assert_int_equal(RESOLVE(&o, set, &c, "--model", "m", "--moe-capacity-factor", "0",
+                             "--moe-virtual-capacity-factor", "0.0"), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "--moe-virtual-capacity-factor 0"));
+    OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", "--moe-capacity-factor", "0", "--moe-virtual-capacity-factor",
+                       "1.5"));
+    assert_true(decimal_value(train_model_options(&o).rule.virtual_capacity) == 1.5);
+}
+
 static const char bias_name[] = "model.layers.1.block_sparse_moe.gate.e_score_correction_bias";
 
 // Loss, then the folder: the model in memory and the folder it wrote agree on every bias, and on the loss.
@@ -222,6 +239,7 @@ int main(void)
         cmocka_unit_test(test_move),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_without_effect),
+        cmocka_unit_test(test_virtual_capacity),
         cmocka_unit_test(test_run_and_folder),
         cmocka_unit_test(test_start_from_folder),
         cmocka_unit_test(test_balances),

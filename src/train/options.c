@@ -79,7 +79,7 @@ const struct setting train_rows[] = {
     {"moe-capacity-factor", SETTING_DECIMAL, AT(capacity), "1.1", 0, 1e6, NULL,
      "rows an expert takes of a micro-batch, as a multiple of the mean; 0: dropless"},
     {"moe-virtual-capacity-factor", SETTING_DECIMAL, AT(virtual_capacity), "1.1", 0, 1e6, NULL,
-     "dropless: the factor at which the drop rate statistic is counted"},
+     "dropless: the factor at which the drop rate statistic is counted; above 0"},
     {"moe-token-drop-policy", SETTING_CHOICE, AT(drop_policy), "probs", 0, 0, "probs|position",
      "who is dropped first: the lowest gate, or the latest token"},
     {"moe-aux-loss", SETTING_CHOICE, AT(aux_loss), "skywork", 0, 0, "skywork|switch|bias|none",
@@ -283,6 +283,16 @@ static enum status check_loss(const struct train_options *o, const bool *set)
     return OK;
 }
 
+// The factor that stands in for a capacity where there is none.
+static enum status check_virtual(const struct train_options *o)
+{
+    if (o->capacity.numerator)
+        return fail(ERR_CONFIG, "--moe-virtual-capacity-factor: only --moe-capacity-factor 0 has one (leave it out)");
+    if (!o->virtual_capacity.numerator)
+        return fail(ERR_CONFIG, "--moe-virtual-capacity-factor 0: nothing would count as dropped (use more than 0)");
+    return OK;
+}
+
 static enum status resolve_balance(struct train_options *o, const bool *set, const struct config *c)
 {
     static const char *const moe_only[] = {
@@ -305,6 +315,7 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
         return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss %s leaves nothing to adapt (leave it out)",
                     o->aux_loss);
     if (none && c->E && set) TRY(check_loss(o, set));
+    if (c->E && set && set[row_of("moe-virtual-capacity-factor")]) TRY(check_virtual(o));
     if (!bias && set && set[row_of("moe-bias-rate")])
         return fail(ERR_CONFIG, "--moe-bias-rate: only --moe-aux-loss bias has one (leave it out)");
     if (!train_option_given(set, "moe-aux-loss-coeff")) o->aux_coeff = none ? 0 : 0.01 * weaker;
