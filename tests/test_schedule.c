@@ -111,6 +111,45 @@ static void test_defaults(void **state)
     assert_non_null(strstr(fail_message(), "--moe-aux-loss-adaptive"));
 }
 
+// What would have no effect, or an odd one, is refused: of a new run, and when a run is resumed.
+static void test_refused(void **state)
+{
+    (void)state;
+    struct train_options o;
+    bool set[256];
+    struct config dense = moe_shape();
+    char *text;
+    dense.arch = ARCH_LLAMA;
+    dense.E = dense.K = 0;
+    dense.gate_norm_std = 0;
+    static const char *const refused[][3] = {
+        {"--moe-router-topk=3", "--num-experts=0", "--moe-router-topk 3: a dense model"},
+        {"--wsd-decay-steps=5", "--lr-schedule=cosine", "--wsd-decay-steps: only --lr-schedule wsd"},
+        {"--min-lr=1e-3", "--lr=1e-4", "--min-lr 0.001: is above --lr 0.0001"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        struct config c = dense;
+        OK_OR_FAIL(PARSE(&o, set, "--model", "m", refused[i][0], refused[i][1]));
+        enum status status = train_options_resolve(&o, set, &c);
+        if (status != ERR_CONFIG || !strstr(fail_message(), refused[i][2])) fail_msg("case %zu", i);
+    }
+    struct config c = dense;
+    OK_OR_FAIL(PARSE(&o, set, "--model", "m", "--lr", "1e-4", "--min-lr", "1e-4", "--moe-router-topk", "0"));
+    OK_OR_FAIL(train_options_resolve(&o, set, &c));
+    struct settings s = train_settings(&o);
+    OK_OR_FAIL(settings_dump(&text, &s));
+    for (size_t i = 1; i < sizeof refused / sizeof *refused; i++) {
+        OK_OR_FAIL(PARSE(&o, set, "--output", "r", "--resume", refused[i][0]));
+        assert_int_equal(train_options_resume(&o, set, text, "ckpt"), ERR_CONFIG);
+        if (!strstr(fail_message(), refused[i][2])) fail_msg("%s", fail_message());
+    }
+    OK_OR_FAIL(PARSE(&o, set, "--output", "r", "--resume", "--lr-schedule", "wsd", "--wsd-decay-steps", "5"));
+    OK_OR_FAIL(train_options_resume(&o, set, text, "ckpt"));
+    OK_OR_FAIL(PARSE(&o, set, "--output", "r", "--resume", "--lr-schedule", "constant", "--lr", "1e-5"));
+    OK_OR_FAIL(train_options_resume(&o, set, text, "ckpt")); // --min-lr is not used
+    free(text);
+}
+
 static void test_shape_options(void **state)
 {
     (void)state;
@@ -203,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_wsd),           cmocka_unit_test(test_alpha),
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_shape_options),
         cmocka_unit_test(test_one_start),     cmocka_unit_test(test_resume_settings),
+        cmocka_unit_test(test_refused),
     };
     log_quiet(true);
     return cmocka_run_group_tests(tests, NULL, NULL);

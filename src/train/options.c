@@ -154,6 +154,15 @@ enum status train_options_check(const struct train_options *o)
     return OK;
 }
 
+static enum status check_schedule(const struct train_options *o, const bool *set)
+{
+    if (set && set[row_of("wsd-decay-steps")] && strcmp(o->lr_schedule, "wsd") != 0)
+        return fail(ERR_CONFIG, "--wsd-decay-steps: only --lr-schedule wsd has them (leave it out)");
+    if (o->min_lr > o->lr && strcmp(o->lr_schedule, "constant") != 0)
+        return fail(ERR_CONFIG, "--min-lr %g: is above --lr %g (use at most that)", o->min_lr, o->lr);
+    return OK;
+}
+
 // ---- resume ----
 
 // What does not change what is computed, or what a run may change on its way.
@@ -236,7 +245,7 @@ enum status train_options_resume(struct train_options *o, const bool *set, const
     stored.replay_routing = o->replay_routing;
     stored.eval_required = o->eval_required;
     *o = stored;
-    return OK;
+    return check_schedule(o, set);
 }
 
 // ---- defaults that depend on the model ----
@@ -256,6 +265,9 @@ static enum status resolve_shape(struct train_options *o, const bool *set, struc
 
     if (o->num_experts == 1)
         return fail(ERR_CONFIG, "--num-experts 1: one expert is a dense model (use 0, or at least 2)");
+    if (!o->num_experts && set && set[row_of("moe-router-topk")] && o->topk)
+        return fail(ERR_CONFIG, "--moe-router-topk %ld: a dense model routes nothing (leave it out, or give "
+                    "--num-experts)", o->topk);
     if (o->num_experts && (o->topk < 1 || o->topk > o->num_experts))
         return fail(ERR_CONFIG, "--moe-router-topk %ld: there are %ld experts (use 1 to %ld)", o->topk, o->num_experts,
                     o->num_experts);
@@ -326,6 +338,7 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
 enum status train_options_resolve(struct train_options *o, const bool *set, struct config *c)
 {
     if (!train_option_given(set, "min-lr")) o->min_lr = o->lr / 10;
+    TRY(check_schedule(o, set));
     if (!train_option_given(set, "dtype")) o->dtype = c->dtype == F32 ? "f32" : "bf16";
     if (!train_option_given(set, "seq-length")) o->S = c->max_positions < 512 ? c->max_positions : 512;
     if (o->S > c->max_positions)
