@@ -154,6 +154,8 @@ static UNUSED void compare_runs(const char *want, const char *got, bool exact, b
         double *worst = i < close_steps ? &close : &later;
         for (size_t f = 0; f < sizeof fields / sizeof *fields; f++)
             compare_number(worst, number(b.row[i], fields[f]), number(a.row[i], fields[f]));
+        if (cJSON_HasObjectItem(a.row[i], "z_loss"))
+            compare_number(worst, number(b.row[i], "z_loss"), number(a.row[i], "z_loss"));
         const cJSON *x = cJSON_GetObjectItem(a.row[i], "layers")->child;
         const cJSON *y = cJSON_GetObjectItem(b.row[i], "layers")->child;
         for (; x; x = x->next, y = y->next) {

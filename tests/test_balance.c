@@ -118,7 +118,8 @@ static void test_run_and_folder(void **state)
             assert_true(fabs(b->bias[e] - want[e]) < 1e-12);
         }
         double sum = 0.01 * (t.model.balance[0].z + t.model.balance[1].z);
-        assert_true(t.model.balance[0].z > 1 && fabs(t.result.aux_loss - sum) < 1e-12); // log(4)^2 and more
+        assert_true(t.model.balance[0].z > 1 && fabs(t.result.z_loss - sum) < 1e-12); // log(4)^2 and more
+        assert_true(t.result.aux_loss == 0);
     }
     assert_true(t.model.balance[1].bias[0] != 0);
     OK_OR_FAIL(trainer_save(&t));
@@ -137,6 +138,7 @@ static void test_run_and_folder(void **state)
 
     struct rows r = read_rows(at("run"), "loss");
     const cJSON *layer = cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(r.row[11], "layers"), 1);
+    assert_true(number(r.row[11], "z_loss") == t.result.z_loss && number(r.row[11], "aux_loss") == 0);
     assert_true(number(layer, "z_loss") == t.model.balance[1].z && number(layer, "aux_loss") == 0);
     assert_true(number(layer, "bias_range") > 0.01 && number(layer, "aux_coeff") == 0);
     assert_true(number(layer, "drop_rate") > 0); // dropless: what the virtual capacity would have dropped

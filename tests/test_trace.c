@@ -22,6 +22,7 @@ static void same_losses(const char *a, const char *b, long n)
     for (long i = 0; i < n; i++) {
         assert_true(number(x.row[i], "loss") == number(y.row[i], "loss"));
         assert_true(number(x.row[i], "aux_loss") == number(y.row[i], "aux_loss"));
+        assert_true(number(x.row[i], "z_loss") == number(y.row[i], "z_loss"));
         assert_true(number(x.row[i], "grad_norm") == number(y.row[i], "grad_norm"));
     }
     free_rows(&x);

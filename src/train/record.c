@@ -65,6 +65,7 @@ static void put_step(struct json_out *o, const struct trainer *t)
         json_end(o, ']');
     }
     json_put_real(o, "aux_loss", r->aux_loss);
+    if (t->o.z_coeff > 0) json_put_real(o, "z_loss", r->z_loss);
     json_put_real(o, "lr", r->lr);
     json_put_real(o, "grad_norm", r->norm);
     json_put_bool(o, "skipped", r->skipped);

@@ -159,12 +159,13 @@ static enum status forward_backward(struct trainer *t)
 
 static void summarise_balance(struct trainer *t)
 {
-    t->result.aux_loss = 0;
+    t->result.aux_loss = t->result.z_loss = 0;
     for (long l = 0; l < (t->model.balance ? t->config.L : 0); l++) {
         const struct moe_balance *b = &t->model.balance[l];
         t->result.alpha[l] = b->alpha;
         t->result.drop[l] = drop_rate(b, t->config.K);
-        t->result.aux_loss += b->alpha * b->aux + t->o.z_coeff * b->z;
+        t->result.aux_loss += b->alpha * b->aux;
+        t->result.z_loss += t->o.z_coeff * b->z;
     }
 }
 

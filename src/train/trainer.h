@@ -15,7 +15,8 @@
 struct step_result {
     long step;
     double loss;          // CE, nats, mean over the step's unmasked targets; NaN when there were none
-    double aux_loss;      // sum over layers of alpha L_aux + coefficient * L_z
+    double aux_loss;      // sum over layers of alpha L_aux
+    double z_loss;        // sum over layers of coefficient * L_z
     double lr, norm;
     bool skipped;
     char culprit[96];     // skipped because of this tensor's gradient; "": because of the norm's size
