@@ -139,7 +139,12 @@ static void test_forced(void **state)
                         "\"dropped\":[%s,false]}\n", i / 96, i % 96, i % 3, 3 - i % 3 % 2, i % 5 ? "false" : "true");
     OK_OR_FAIL(file_write(at("forced.jsonl"), text, end - text));
     free(text);
-    OK_OR_FAIL(OPEN(&t, SHORT, "--output", at("forced"), "--replay-routing", at("forced.jsonl"), "--dtype", "f32"));
+    assert_int_equal(OPEN(&t, SHORT, "--output", at("forced"), "--replay-routing", at("forced.jsonl")), ERR_FORMAT);
+    printf("  %s\n", fail_message());
+    assert_non_null(strstr(fail_message(), "forced.jsonl: ends with step 1")); // known before anything is written
+    assert_false(path_exists(at("forced")));
+    OK_OR_FAIL(OPEN(&t, SHORT, "--output", at("forced"), "--replay-routing", at("forced.jsonl"), "--dtype", "f32",
+                    "--train-steps", "1"));
     OK_OR_FAIL(trainer_step(&t));
     assert_int_equal(t.model.balance[1].count[0], 32);
     const struct moe_saved *s = &t.model.saved[1].moe; // of the last micro-batch, tokens 64 to 95
@@ -187,16 +192,41 @@ static void test_refused(void **state)
         char run[32];
         snprintf(run, sizeof run, "bad-%zu", i);
         put("bad.jsonl", bad[i][0]);
-        OK_OR_FAIL(OPEN(&t, SHORT, "--output", at(run), "--replay-routing", at("bad.jsonl")));
-        assert_int_equal(trainer_step(&t), ERR_FORMAT);
+        assert_int_equal(OPEN(&t, SHORT, "--output", at(run), "--replay-routing", at("bad.jsonl")), ERR_FORMAT);
         if (!strstr(fail_message(), bad[i][1])) fail_msg("case %zu: %s", i, fail_message());
-        trainer_close(&t);
+        assert_false(path_exists(at(run)));
     }
     assert_int_equal(OPEN(&t, SHORT, "--output", at("none"), "--replay-routing", at("nowhere")), ERR_IO);
     assert_false(path_exists(at("none")));
     assert_int_equal(OPEN(&t, "--data", at("text"), "--model", at("dense.json"), MOE_RUN, "--output", at("none"),
                           "--dump-routing", at("x")), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--dump-routing"));
+}
+
+// Where routing cannot be written, or stands already, no run is begun. The file may lie in the run's folder.
+static void test_place_of_dump(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(file_write(at("kept.jsonl"), "kept\n", 5));
+    assert_int_equal(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("nowhere/r.jsonl")), ERR_IO);
+    assert_false(path_exists(at("placed")));
+    assert_int_equal(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("kept.jsonl")), ERR_IO);
+    assert_non_null(strstr(fail_message(), "kept.jsonl: exists already"));
+    assert_false(path_exists(at("placed")));
+    OK_OR_FAIL(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("placed/r.jsonl"), "--train-steps", "2"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    assert_int_equal(OPEN(&t, "--output", at("placed"), "--resume", "--train-steps", "3", "--dump-routing",
+                          at("placed/r.jsonl")), ERR_IO); // it has steps that this call does not make again
+    OK_OR_FAIL(OPEN(&t, "--output", at("placed"), "--resume", "--train-steps", "3", "--dump-routing",
+                    at("placed/r3.jsonl")));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    long bytes;
+    char *text = text_of("placed/r3.jsonl", &bytes);
+    assert_memory_equal(text, "{\"step\":3,", 10);
+    free(text);
 }
 
 // The file holds what the optimizer was given, before clipping, in f32 under the parameters' names.
@@ -235,7 +265,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dump),    cmocka_unit_test(test_replay),    cmocka_unit_test(test_forced),
-        cmocka_unit_test(test_refused), cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_refused), cmocka_unit_test(test_place_of_dump), cmocka_unit_test(test_gradients),
     };
     return cmocka_run_group_tests(tests, training_set_up, remove_temporary);
 }

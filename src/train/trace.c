@@ -93,7 +93,9 @@ enum status routing_write_open(struct routing_writer *w, const char *path, const
                                  .weight = malloc(n * sizeof *w->weight)};
     enum status status = w->expert && w->row && w->weight ? OK
                        : fail(ERR_MEMORY, "memory: the routing of a micro-batch was refused (use a smaller one)");
-    if (status == OK && transport_rank() == 0) status = output_open(&w->out, path);
+    if (status == OK && transport_rank() == 0)
+        status = path_exists(path) ? fail(ERR_IO, "%s: exists already (choose another name or remove it)", path)
+                                   : output_open(&w->out, path);
     if (status != OK) writer_free(w);
     return status;
 }
@@ -189,20 +191,6 @@ void routing_write_abort(struct routing_writer *w)
 
 // ---- routing in ----
 
-enum status routing_read_open(struct routing_reader *r, const char *path, const struct config *c, long T)
-{
-    *r = (struct routing_reader){.L = c->L, .E = c->E, .K = c->K, .T = T};
-    if (snprintf(r->path, sizeof r->path, "%s", path) >= PATH_LENGTH)
-        return fail(ERR_CONFIG, "--replay-routing: the path is longer than %d bytes (use a shorter one)",
-                    PATH_LENGTH - 1);
-    TRY(file_map_open(&r->map, path));
-    r->given = malloc((size_t)(c->L * T * c->K) * sizeof *r->given);
-    r->seen = malloc((size_t)(c->L * T) * sizeof *r->seen);
-    if (r->given && r->seen) return OK;
-    routing_read_close(r);
-    return fail(ERR_MEMORY, "memory: the routing of a step was refused (use a smaller batch)");
-}
-
 void routing_read_close(struct routing_reader *r)
 {
     file_map_close(&r->map);
@@ -275,13 +263,58 @@ static enum status next_line(struct routing_reader *r, long step, bool *later)
 enum status routing_read(struct routing_reader *r, long step)
 {
     bool later = false;
+    if (step == r->step) return OK;
+    r->step = 0;
     memset(r->seen, 0, (size_t)(r->L * r->T) * sizeof *r->seen);
     while (r->at < r->map.bytes && !later) TRY(next_line(r, step, &later));
     for (long i = 0; i < r->L * r->T; i++)
         if (!r->seen[i])
             return fail(ERR_FORMAT, "%s: has no routing of step %ld, layer %ld, token %ld (dump it from a run of the "
                         "same batch size, sequence length and data)", r->path, step, i / r->T, i % r->T);
+    r->step = step;
     return OK;
+}
+
+// Steps ascend: the last line has the last one.
+static enum status check_last(const struct routing_reader *r, long last)
+{
+    char name[PATH_LENGTH + 32];
+    const char *text = (const char *)r->map.data;
+    long end = r->map.bytes - (text[r->map.bytes - 1] == '\n'), begin = end, step;
+    cJSON *line;
+    while (begin > 0 && text[begin - 1] != '\n') begin--;
+    snprintf(name, sizeof name, "%s, last line", r->path);
+    TRY(json_parse(&line, text + begin, end - begin, name));
+    enum status status = json_long(&step, line, "step", 0, 0, LONG_MAX, name);
+    cJSON_Delete(line);
+    TRY(status);
+    if (step >= last) return OK;
+    return fail(ERR_FORMAT, "%s: ends with step %ld, but --train-steps is %ld (dump more, or use fewer)", r->path, step,
+                last);
+}
+
+static enum status check_steps(struct routing_reader *r, long first, long last)
+{
+    if (first > last) return OK;
+    TRY(routing_read(r, first)); // is it of such a run at all?
+    return check_last(r, last);
+}
+
+enum status routing_read_open(struct routing_reader *r, const char *path, const struct config *c, long T, long first,
+                              long last)
+{
+    *r = (struct routing_reader){.L = c->L, .E = c->E, .K = c->K, .T = T};
+    if (snprintf(r->path, sizeof r->path, "%s", path) >= PATH_LENGTH)
+        return fail(ERR_CONFIG, "--replay-routing: the path is longer than %d bytes (use a shorter one)",
+                    PATH_LENGTH - 1);
+    TRY(file_map_open(&r->map, path));
+    r->given = malloc((size_t)(c->L * T * c->K) * sizeof *r->given);
+    r->seen = malloc((size_t)(c->L * T) * sizeof *r->seen);
+    enum status status = r->given && r->seen
+                       ? check_steps(r, first, last)
+                       : fail(ERR_MEMORY, "memory: the routing of a step was refused (use a smaller batch)");
+    if (status != OK) routing_read_close(r);
+    return status;
 }
 
 void routing_force(const struct routing_reader *r, struct model *m, long first, long T)

@@ -21,6 +21,7 @@ struct routing_writer {
     int *expert, *row;   // [T K] host
     float *weight;       // [T K]
 };
+// A file that exists is ERR_IO.
 MUST_USE enum status routing_write_open(struct routing_writer *w, const char *path, const struct model *m);
 // After a micro-batch's forward through a chunk; its first token is `first` of the step.
 MUST_USE enum status routing_write(struct routing_writer *w, const struct model *m, const struct micro *i, long step,
@@ -35,10 +36,13 @@ struct routing_reader {
     struct file_map map;
     long at, line;       // of the next line to read
     long L, E, K, T;     // T: tokens of a step
+    long step;           // that `given` holds; 0: none
     int *given;          // [L, T, K] of the present step, as kernels' route_given wants it
     bool *seen;          // [L, T]
 };
-MUST_USE enum status routing_read_open(struct routing_reader *r, const char *path, const struct config *c, long T);
+// For steps first to last: reads the first, and finds out whether the last is there. ERR_IO, ERR_FORMAT, ERR_MEMORY.
+MUST_USE enum status routing_read_open(struct routing_reader *r, const char *path, const struct config *c, long T,
+                                       long first, long last);
 // The lines of `step`, which must name every layer and token once; lines of earlier steps are passed over, so steps of
 // the file ascend. Within a step the order is free. ERR_FORMAT names file and line.
 MUST_USE enum status routing_read(struct routing_reader *r, long step);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "comm/alive.h"
@@ -164,6 +165,16 @@ static enum status make_run_folder(struct trainer *t)
     free(text);
     TRY(status);
     return metrics_open(&t->metrics, t->o.output, t->state.step);
+}
+
+// Before the run's files: one that cannot be written begins no run. It may lie in the run folder, so that one is first.
+static enum status open_dump(struct trainer *t)
+{
+    bool first = transport_rank() == 0, made = first && !path_exists(t->o.output);
+    TRY(agree(first ? folder_make(t->o.output) : OK));
+    enum status status = agree(routing_write_open(&t->routing, t->o.dump_routing, &t->model));
+    if (status != OK && made) rmdir(t->o.output);
+    return status;
 }
 
 static enum status see_run_folder(const struct trainer *t)
@@ -358,12 +369,14 @@ static enum status open_all(struct trainer *t, const bool *set)
     t->started_step = t->state.step;
     record_start(t);
     if (t->o.replay_routing)
-        TRY(agree(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S)));
+        TRY(agree(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S,
+                                    t->state.step + 1, t->o.train_steps)));
+    if (t->o.dump_routing) TRY(open_dump(t));
     TRY(agree(make_run_folder(t)));
     TRY(agree(see_run_folder(t)));
     if (!t->o.resume) TRY(alive_open(t->o.output));
     if (transport_ranks() > 1) kernels_meanwhile(transport_meanwhile);
-    return agree(t->o.dump_routing ? routing_write_open(&t->routing, t->o.dump_routing, &t->model) : OK);
+    return OK;
 }
 
 enum status trainer_open(struct trainer *t, const struct train_options *o, const bool *set)
