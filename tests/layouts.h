@@ -11,17 +11,16 @@ struct layout_case {
 };
 static const struct layout_case layout_cases[] = {
     {"moe", "moe.json", true, false, {"--moe-capacity-factor", "1.1", "--moe-z-loss-coeff", "0.001", NULL}},
-    {"bf16", "moe.json", true, true,
-     {"--dtype", "bf16", "--moe-aux-loss", "switch", "--moe-aux-loss-scope", "global", NULL}},
+    {"bf16", "moe.json", true, true, {"--dtype", "bf16", NULL}},
     {"tied", "tied.json", false, false, {NULL}},
     {"dense", "dense.json", false, false, {NULL}},
     {"scope", "moe.json", true, false,
      {"--moe-aux-loss-scope", "sequence", "--moe-aux-loss", "switch", "--moe-token-drop-policy", "position", NULL}},
-    {"bias", "moe.json", true, false,
-     {"--moe-aux-loss", "bias", "--moe-capacity-factor", "0", NULL}},
+    {"bias", "moe.json", true, false, {"--moe-aux-loss", "bias", "--moe-capacity-factor", "0", NULL}},
+    {"global", "moe.json", true, false, {"--moe-aux-loss-scope", "global", NULL}},
 };
 static UNUSED const long layout_cases_n = sizeof layout_cases / sizeof *layout_cases;
-enum { MOE, BF16_MOE, TIED, DENSE, SCOPE, BIAS };
+enum { MOE, BF16_MOE, TIED, DENSE, SCOPE, BIAS, GLOBAL };
 
 struct layout_row {
     long ranks;
@@ -42,6 +41,8 @@ static const struct layout_row layout_rows[] = {
     {2, "dense-tp2", DENSE, false, {TP(2), "--head-split", "5,1", "--ffn-split", "9,20", NULL}},
     {2, "bf16-tp2", BF16_MOE, false, {TP(2), NULL}},
     {2, "bias-tp2", BIAS, false, {TP(2), NULL}},
+    {2, "global-dp2", GLOBAL, false, {NULL}},
+    {2, "global-ep2", GLOBAL, false, {"--expert-parallel", "ep", NULL}},
     {3, "dp3", MOE, false, {NULL}},
     {3, "tp3", MOE, false, {TP(3), NULL}},
     {3, "pp3-uneven", MOE, true, {PP(3), "--layer-split", "2,2,1", NULL}},
