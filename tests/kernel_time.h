@@ -1,6 +1,7 @@
-// `test_kernels --time [ENTRY...]`: how fast each row kernel is at every level of this machine, beside the reference
-// and beside a plain sweep of memory (x = x + 1, or a sum) over as many bytes, measured alternately in the same run.
-// Bytes are those that a kernel has to read and write once. Products and attention are timed by `skymoe bench`.
+// `test_kernels --time [ENTRY...]`: how fast each kernel is at every level of this machine, beside the reference and
+// beside a plain sweep of memory (x = x + 1, or a sum) over as many bytes, measured alternately in the same run. Bytes
+// are those that a kernel has to read and write once. Products and attention over many rows have their operations
+// counted instead: `skymoe bench` has the peaks to go with them, and larger shapes than the reference could take.
 #ifndef SKYMOE_TESTS_KERNEL_TIME_H
 #define SKYMOE_TESTS_KERNEL_TIME_H
 
@@ -9,7 +10,8 @@
 
 enum { // the shapes of a step: 4 x 512 tokens of a small mixture, the head's chunk, the optimizer on a large matrix
     TIME_T = 2048, TIME_D = 1024, TIME_E = 8, TIME_K = 2, TIME_F = 1408, TIME_R = TIME_T * TIME_K, TIME_G = 16,
-    TIME_C = 64, TIME_V = 32000, TIME_ROWS = 256, TIME_N = 1 << 23, TIME_VALUES = 3 * TIME_R * TIME_F,
+    TIME_C = 64, TIME_M = 256, TIME_WIDE = 512, TIME_H = 4, TIME_S = 512, TIME_V = 32000, TIME_ROWS = 256,
+    TIME_N = 1 << 23, TIME_VALUES = 3 * TIME_R * TIME_F,
 };
 
 struct timed {
@@ -17,13 +19,13 @@ struct timed {
     long size;                // bytes of an el
     char *x, *y, *z;          // [TIME_VALUES] el
     float *a, *b, *c, *d;     // [TIME_N]
-    int *token, *position, *sequence, *expert, *row, *source, *chosen, *page; // [TIME_R]
+    int *token, *position, *sequence, *expert, *row, *source, *chosen, *page, *decided; // [TIME_R]
     long first[65], count[65];
     float *scale;             // [TIME_N / TIME_D]
     float *to, *from;         // [TIME_N] of the sweep
 };
 
-typedef double timed_call(struct timed *t, bool run); // bytes of a call
+typedef double timed_call(struct timed *t, bool run); // bytes or operations of a call
 
 #define TIMED(name, bytes, ...)                                                                                        \
     static double timed_##name(struct timed *t, bool run)                                                              \
@@ -37,7 +39,19 @@ typedef double timed_call(struct timed *t, bool run); // bytes of a call
 #define TD ((double)TIME_T * TIME_D)
 #define RF ((double)TIME_R * TIME_F)
 #define ND ((double)TIME_N)
+#define PRODUCT (2.0 * TIME_M * TIME_WIDE * TIME_WIDE)
+#define EXPERTS ((long[]){0, TIME_M / 4, TIME_M / 4, TIME_M}) // 3 of them, one without a row
+#define SCORES (2.0 * TIME_H * TIME_C * TIME_S * TIME_S / 2)  // of one product over the keys that a query sees
+static const struct attention_shape timed_shape = {1, TIME_S, TIME_H, TIME_H, TIME_C, 1, 0, 0, 0.125};
+static struct kv_view timed_pages(const struct timed *t, long from)
+{
+    return (struct kv_view){t->y, t->y + TIME_T * TIME_D * t->size, t->page, TIME_T / PAGE_TOKENS, t->sequence,
+                            t->position + from};
+}
+
 TIMED(copy, 8 * ND, t->k->copy(t->a, t->b, 4L * TIME_N))
+TIMED(to_host, 8 * ND, t->k->to_host(t->a, t->b, 4L * TIME_N))
+TIMED(from_host, 8 * ND, t->k->from_host(t->a, t->b, 4L * TIME_N))
 TIMED(zero, 4 * ND, t->k->zero(t->a, 4L * TIME_N))
 TIMED(fill, 4 * ND, t->k->fill(TENSOR(t->a, F32), 0.5, TIME_N))
 TIMED(fill_bf16, 2 * ND, t->k->fill(TENSOR(t->a, BF16), 0.5, TIME_N))
@@ -54,6 +68,19 @@ TIMED(amax, 4 * ND, t->scale[0] = (float)t->k->amax(TENSOR(t->a, F32), TIME_N))
 TIMED(amax_bf16, 2 * ND, t->scale[0] = (float)t->k->amax(TENSOR(t->x, BF16), TIME_N))
 TIMED(init_normal, ND / 2, t->k->init_normal(TENSOR(t->y, F32), 0, 0.02, TIME_N / 8, 1, 2, 0))
 TIMED(init_normal_bf16, ND / 4, t->k->init_normal(TENSOR(t->y, BF16), 0, 0.02, TIME_N / 8, 1, 2, 0))
+TIMED(matmul_nt, PRODUCT, t->k->matmul_nt(t->y, t->x, TENSOR(t->z, t->k->el), TIME_M, TIME_WIDE, TIME_WIDE))
+TIMED(matmul_nt_f8, PRODUCT, t->k->matmul_nt(t->y, t->x, SCALED(t->z, F8_E4M3), TIME_M, TIME_WIDE, TIME_WIDE))
+TIMED(matmul_nt_acc, PRODUCT, t->k->matmul_nt_acc(t->a, t->x, TENSOR(t->z, t->k->el), TIME_M, TIME_WIDE, TIME_WIDE))
+TIMED(matmul_nn, PRODUCT, t->k->matmul_nn(t->y, t->x, TENSOR(t->z, t->k->el), TIME_M, TIME_WIDE, TIME_WIDE))
+TIMED(matmul_tn, PRODUCT, t->k->matmul_tn(t->a, t->x, t->z, TIME_M, TIME_WIDE, TIME_WIDE))
+TIMED(grouped_nt, PRODUCT, t->k->grouped_nt(t->y, t->x, TENSOR(t->z, t->k->el), EXPERTS, 3, TIME_WIDE, TIME_WIDE))
+TIMED(grouped_nt_f8, PRODUCT,
+      t->k->grouped_nt(t->y, t->x, SCALED(t->z, F8_E4M3), EXPERTS, 3, TIME_WIDE, TIME_WIDE))
+TIMED(grouped_nn, PRODUCT, t->k->grouped_nn(t->y, t->x, TENSOR(t->z, t->k->el), EXPERTS, 3, TIME_WIDE, TIME_WIDE))
+TIMED(grouped_tn, PRODUCT, t->k->grouped_tn(t->a, t->x, t->z, EXPERTS, 3, TIME_WIDE, TIME_WIDE))
+TIMED(router_nt, TD * t->size, t->k->router_nt(t->a, t->x, t->b, TIME_T, TIME_E, TIME_D))
+TIMED(router_nn, 4 * TD, t->k->router_nn(t->a, t->b, t->c, TIME_T, TIME_E, TIME_D))
+TIMED(router_tn, TD * t->size, t->k->router_tn(t->a, t->b, t->x, TIME_T, TIME_E, TIME_D))
 TIMED(embed, 2 * TD * t->size, t->k->embed(t->y, TENSOR(t->x, t->k->el), t->token, TIME_T, TIME_D))
 TIMED(embed_backward, TD * (t->size + 8), t->k->embed_backward(t->a, t->x, t->token, TIME_T, TIME_D))
 TIMED(add, 3 * TD * t->size, t->k->add(t->y, t->x, t->z, TIME_T * TIME_D))
@@ -64,11 +91,14 @@ TIMED(rmsnorm_backward_weight, 2 * TD * t->size,
       t->k->rmsnorm_backward_weight(t->a, t->x, t->z, t->c, TIME_T, TIME_D))
 TIMED(rope_angles, 4.0 * TIME_T * TIME_C, t->k->rope_angles(t->a, 1e4, TIME_T, TIME_C))
 TIMED(rope, 2 * TD * t->size, t->k->rope(t->y, t->position, t->c, 1, TIME_T, TIME_G, TIME_C, 3 * TIME_D))
-TIMED(kv_store, 4 * TD * t->size, {
-    struct kv_view kv = {t->y, t->y + TIME_T * TIME_D * t->size, t->page, TIME_T / PAGE_TOKENS, t->sequence,
-                         t->position};
-    t->k->kv_store(kv, t->x, TIME_T, TIME_G, TIME_G, TIME_C);
-})
+TIMED(attention, 2 * SCORES, t->k->attention(t->y, t->a, t->x, t->sequence, timed_shape))
+TIMED(attention_backward, 5 * SCORES,
+      t->k->attention_backward(t->y, t->z, t->x, t->x + 4 * TIME_T * TIME_D, t->b, t->sequence, timed_shape))
+TIMED(kv_store, 4 * TD * t->size, t->k->kv_store(timed_pages(t, 0), t->x, TIME_T, TIME_G, TIME_G, TIME_C))
+TIMED(attention_paged, 2 * SCORES,
+      t->k->attention_paged(t->z, t->x, timed_pages(t, 0), TIME_S, TIME_H, TIME_H, TIME_C, 0, 0.125))
+TIMED(attention_paged_one, 2 * TD * t->size,
+      t->k->attention_paged(t->z, t->x, timed_pages(t, TIME_T - 1), 1, TIME_G, TIME_G, TIME_C, 0, 0.125))
 TIMED(gate, 8.0 * TIME_T * TIME_E,
       t->k->gate(t->a, t->c, t->chosen, t->c + TIME_R, t->d, t->b, NULL, 1, TIME_T, TIME_E, TIME_K))
 TIMED(gate_64, 8.0 * TIME_T * 64,
@@ -95,6 +125,9 @@ TIMED(route, 12.0 * TIME_R, t->k->route(t->chosen, t->position + TIME_T, t->firs
 TIMED(route_drops, 12.0 * TIME_R, t->k->route(t->chosen, t->position + TIME_T, t->first, t->count, t->expert, t->b,
                                               TIME_R / TIME_E * 9 / 10, DROP_PROBS, 0, TIME_T, TIME_T, TIME_E,
                                               TIME_K))
+TIMED(route_given, 16.0 * TIME_R,
+      t->k->route_given(t->chosen, t->position + TIME_T, t->first, t->count, t->decided, t->a, t->expert, t->b, 0,
+                        TIME_T, TIME_T, TIME_E, TIME_K))
 TIMED(pick, 12.0 * TIME_R, t->k->pick(t->a, t->b, t->source, TIME_R))
 TIMED(place, 12.0 * TIME_R, t->k->place(t->a, t->b, t->source, TIME_R))
 TIMED(permute, 4 * TD * t->size, t->k->permute(t->y, t->x, t->source, TIME_R, TIME_K, TIME_D))
@@ -127,66 +160,89 @@ TIMED(sum, 4 * ND, t->scale[1] = (float)t->k->sum(t->b, TIME_N))
 #undef TD
 #undef RF
 #undef ND
+#undef PRODUCT
+#undef EXPERTS
+#undef SCORES
 
 static const struct timed_row {
     const char *entry, *what;
     timed_call *call;
-    bool reads; // hardly writes: the roof is a sum's
-    bool once;  // has no element type: float is enough
+    bool reads;  // hardly writes: the roof is a sum's
+    bool once;   // has no element type: float is enough
+    bool counts; // operations, without a roof
 } timed_rows[] = {
-    {"copy", "32 MB", timed_copy, false, true},
-    {"zero", "32 MB", timed_zero, false, true},
-    {"fill", "f32", timed_fill, false, true},
-    {"fill", "bf16", timed_fill_bf16, false, true},
-    {"cast", "f32 -> bf16", timed_cast_f32_bf16, false, true},
-    {"cast", "bf16 -> f32", timed_cast_bf16_f32, false, true},
-    {"cast", "f32 -> f16", timed_cast_f32_f16, false, true},
-    {"cast", "f32 -> f8 / scale", timed_cast_f32_f8, false, true},
-    {"cast", "bf16 -> f8 / scale", timed_cast_bf16_f8, false, true},
-    {"cast", "f8 scale -> f32", timed_cast_f8_f32, false, true},
-    {"cast", "f8 scale -> bf16", timed_cast_f8_bf16, false, true},
-    {"add_parts", "2 f32", timed_add_parts, false, true},
-    {"add_parts", "2 bf16", timed_add_parts_bf16, false, true},
-    {"amax", "f32", timed_amax, true, true},
-    {"amax", "bf16", timed_amax_bf16, true, true},
-    {"init_normal", "f32", timed_init_normal, false, true},
-    {"init_normal", "bf16", timed_init_normal_bf16, false, true},
-    {"embed", "2048 x 1024", timed_embed, false, false},
-    {"embed_backward", "2048 x 1024", timed_embed_backward, false, false},
-    {"add", "2048 x 1024", timed_add, false, false},
-    {"rmsnorm", "2048 x 1024", timed_rmsnorm, false, false},
-    {"rmsnorm_backward", "2048 x 1024", timed_rmsnorm_backward, false, false},
-    {"rmsnorm_backward_weight", "2048 x 1024", timed_rmsnorm_backward_weight, true, false},
-    {"rope_angles", "2048 x 64", timed_rope_angles, false, true},
-    {"rope", "2048 x 16 x 64", timed_rope, false, false},
-    {"kv_store", "2048 x 16 x 64", timed_kv_store, false, false},
-    {"gate", "2048, 8 top-2", timed_gate, false, true},
-    {"gate", "2048, 64 top-2", timed_gate_64, false, true},
-    {"gate_backward", "2048, 8 top-2", timed_gate_backward, false, true},
-    {"gate_backward", "2048, 64 top-2", timed_gate_backward_64, false, true},
-    {"z_loss", "2048 x 8", timed_z_loss, true, true},
-    {"z_loss_backward", "2048 x 8", timed_z_loss_backward, false, true},
-    {"gate_sums", "2048 x 8", timed_gate_sums, true, true},
-    {"gate_sums", "2048 x 64", timed_gate_sums_64, true, true},
-    {"gate_statistics", "2048 x 8", timed_gate_statistics, true, true},
-    {"gate_statistics", "2048 x 64", timed_gate_statistics_64, true, true},
-    {"route", "2048, 8 top-2", timed_route, false, true},
-    {"route", "the same, drops", timed_route_drops, false, true},
-    {"pick", "4096", timed_pick, false, true},
-    {"place", "4096", timed_place, false, true},
-    {"permute", "4096 x 1024", timed_permute, false, false},
-    {"combine", "2048 x 1024, top-2", timed_combine, false, false},
-    {"swiglu", "4096 x 1408", timed_swiglu, false, false},
-    {"swiglu_backward", "4096 x 1408", timed_swiglu_backward, false, false},
-    {"expert_similarity", "8 x 1 M", timed_expert_similarity, true, false},
-    {"cross_entropy", "256 x 32000", timed_cross_entropy, false, false},
-    {"cross_entropy", "loss only", timed_cross_entropy_loss, true, true},
-    {"cross_entropy", "from 2 ranks' parts", timed_cross_entropy_parts, false, false},
-    {"logits_parts", "256 x 32000", timed_logits_parts, true, true},
-    {"kl_divergence", "256 x 32000", timed_kl_divergence, true, true},
-    {"adamw", "8 M", timed_adamw, false, false},
-    {"sum_squares", "8 M", timed_sum_squares, true, true},
-    {"sum", "8 M", timed_sum, true, true},
+    {"copy", "32 MB", timed_copy, false, true, false},
+    {"to_host", "32 MB", timed_to_host, false, true, false},
+    {"from_host", "32 MB", timed_from_host, false, true, false},
+    {"zero", "32 MB", timed_zero, false, true, false},
+    {"fill", "f32", timed_fill, false, true, false},
+    {"fill", "bf16", timed_fill_bf16, false, true, false},
+    {"cast", "f32 -> bf16", timed_cast_f32_bf16, false, true, false},
+    {"cast", "bf16 -> f32", timed_cast_bf16_f32, false, true, false},
+    {"cast", "f32 -> f16", timed_cast_f32_f16, false, true, false},
+    {"cast", "f32 -> f8 / scale", timed_cast_f32_f8, false, true, false},
+    {"cast", "bf16 -> f8 / scale", timed_cast_bf16_f8, false, true, false},
+    {"cast", "f8 scale -> f32", timed_cast_f8_f32, false, true, false},
+    {"cast", "f8 scale -> bf16", timed_cast_f8_bf16, false, true, false},
+    {"add_parts", "2 f32", timed_add_parts, false, true, false},
+    {"add_parts", "2 bf16", timed_add_parts_bf16, false, true, false},
+    {"amax", "f32", timed_amax, true, true, false},
+    {"amax", "bf16", timed_amax_bf16, true, true, false},
+    {"init_normal", "f32", timed_init_normal, false, true, false},
+    {"init_normal", "bf16", timed_init_normal_bf16, false, true, false},
+    {"matmul_nt", "256 x 512 x 512", timed_matmul_nt, false, false, true},
+    {"matmul_nt", "f8 weights", timed_matmul_nt_f8, false, false, true},
+    {"matmul_nt_acc", "256 x 512 x 512", timed_matmul_nt_acc, false, false, true},
+    {"matmul_nn", "256 x 512 x 512", timed_matmul_nn, false, false, true},
+    {"matmul_tn", "256 x 512 x 512", timed_matmul_tn, false, false, true},
+    {"grouped_nt", "64, 0, 192 rows", timed_grouped_nt, false, false, true},
+    {"grouped_nt", "f8 weights", timed_grouped_nt_f8, false, false, true},
+    {"grouped_nn", "64, 0, 192 rows", timed_grouped_nn, false, false, true},
+    {"grouped_tn", "64, 0, 192 rows", timed_grouped_tn, false, false, true},
+    {"router_nt", "2048 x 8 x 1024", timed_router_nt, true, false, false},
+    {"router_nn", "2048 x 8 x 1024", timed_router_nn, false, true, false},
+    {"router_tn", "2048 x 8 x 1024", timed_router_tn, true, false, false},
+    {"embed", "2048 x 1024", timed_embed, false, false, false},
+    {"embed_backward", "2048 x 1024", timed_embed_backward, false, false, false},
+    {"add", "2048 x 1024", timed_add, false, false, false},
+    {"rmsnorm", "2048 x 1024", timed_rmsnorm, false, false, false},
+    {"rmsnorm_backward", "2048 x 1024", timed_rmsnorm_backward, false, false, false},
+    {"rmsnorm_backward_weight", "2048 x 1024", timed_rmsnorm_backward_weight, true, false, false},
+    {"rope_angles", "2048 x 64", timed_rope_angles, false, true, false},
+    {"rope", "2048 x 16 x 64", timed_rope, false, false, false},
+    {"attention", "512 x 4 x 64", timed_attention, false, false, true},
+    {"attention_backward", "512 x 4 x 64", timed_attention_backward, false, false, true},
+    {"attention_paged", "512 x 4 x 64", timed_attention_paged, false, false, true},
+    {"attention_paged", "1 row, 2048 x 16 x 64", timed_attention_paged_one, true, false, false},
+    {"kv_store", "2048 x 16 x 64", timed_kv_store, false, false, false},
+    {"gate", "2048, 8 top-2", timed_gate, false, true, false},
+    {"gate", "2048, 64 top-2", timed_gate_64, false, true, false},
+    {"gate_backward", "2048, 8 top-2", timed_gate_backward, false, true, false},
+    {"gate_backward", "2048, 64 top-2", timed_gate_backward_64, false, true, false},
+    {"z_loss", "2048 x 8", timed_z_loss, true, true, false},
+    {"z_loss_backward", "2048 x 8", timed_z_loss_backward, false, true, false},
+    {"gate_sums", "2048 x 8", timed_gate_sums, true, true, false},
+    {"gate_sums", "2048 x 64", timed_gate_sums_64, true, true, false},
+    {"gate_statistics", "2048 x 8", timed_gate_statistics, true, true, false},
+    {"gate_statistics", "2048 x 64", timed_gate_statistics_64, true, true, false},
+    {"route", "2048, 8 top-2", timed_route, false, true, false},
+    {"route", "the same, drops", timed_route_drops, false, true, false},
+    {"route_given", "2048, 8 top-2", timed_route_given, false, true, false},
+    {"pick", "4096", timed_pick, false, true, false},
+    {"place", "4096", timed_place, false, true, false},
+    {"permute", "4096 x 1024", timed_permute, false, false, false},
+    {"combine", "2048 x 1024, top-2", timed_combine, false, false, false},
+    {"swiglu", "4096 x 1408", timed_swiglu, false, false, false},
+    {"swiglu_backward", "4096 x 1408", timed_swiglu_backward, false, false, false},
+    {"expert_similarity", "8 x 1 M", timed_expert_similarity, true, false, false},
+    {"cross_entropy", "256 x 32000", timed_cross_entropy, false, false, false},
+    {"cross_entropy", "loss only", timed_cross_entropy_loss, true, true, false},
+    {"cross_entropy", "from 2 ranks' parts", timed_cross_entropy_parts, false, false, false},
+    {"logits_parts", "256 x 32000", timed_logits_parts, true, true, false},
+    {"kl_divergence", "256 x 32000", timed_kl_divergence, true, true, false},
+    {"adamw", "8 M", timed_adamw, false, false, false},
+    {"sum_squares", "8 M", timed_sum_squares, true, true, false},
+    {"sum", "8 M", timed_sum, true, true, false},
 };
 
 static void *timed_room(long n, long size)
@@ -206,6 +262,7 @@ static void timed_ints(struct timed *t)
     t->source = timed_room(TIME_R, sizeof(int));
     t->chosen = timed_room(TIME_R, sizeof(int));
     t->page = timed_room(TIME_R, sizeof(int));
+    t->decided = timed_room(TIME_R, sizeof(int));
     struct check c = {.shape = 1};
     for (int i = 0; i < TIME_R; i++) {
         t->token[i] = (int)draw_below(&c, TIME_N / TIME_D - TIME_T);
@@ -214,6 +271,7 @@ static void timed_ints(struct timed *t)
         t->sequence[i] = 0;
         t->expert[i] = i % TIME_K ? (t->expert[i - 1] + 1 + (int)draw_below(&c, TIME_E - 1)) % TIME_E
                                   : (int)draw_below(&c, TIME_E);
+        t->decided[i] = t->expert[i];
     }
     kernels_for(F32)->route(t->source, t->row, t->first, t->count, t->expert, t->b, TIME_R, DROP_PROBS, 0, TIME_T,
                             TIME_T, TIME_E, TIME_K);
@@ -273,14 +331,15 @@ static double sweep(float *y, const float *x, long n, bool reads)
 }
 
 enum { TIMINGS = 15 };
+static const double timed_most = 0.5; // seconds, after which a slow one has been called often enough
 
 // The best of alternate calls, for the machine may be shared; short ones are repeated to about 1 ms.
 static void time_row(const struct timed_row *row, struct timed *t, const char *level)
 {
-    double bytes = row->call(t, false), best = INFINITY, roof = INFINITY, sum = 0;
-    long n = (long)(bytes / (row->reads ? 4 : 8)) / 16 * 16, repeat = 1;
+    double work = row->call(t, false), best = INFINITY, roof = INFINITY, sum = 0, start = seconds_now();
+    long n = (long)(work / (row->reads ? 4 : 8)) / 16 * 16, repeat = 1;
     if (n > TIME_N) n = TIME_N;
-    for (int i = -1; i < TIMINGS; i++) {
+    for (int i = -1; i < TIMINGS && (i < 2 || seconds_now() - start < timed_most); i++) {
         double begin = seconds_now();
         for (long j = 0; j < repeat; j++) row->call(t, true);
         double one = (seconds_now() - begin) / (double)repeat;
@@ -290,13 +349,15 @@ static void time_row(const struct timed_row *row, struct timed *t, const char *l
         }
         best = fmin(best, one);
         begin = seconds_now();
-        for (long j = 0; j < repeat; j++) sum += sweep(t->to, t->from, n, row->reads);
-        roof = fmin(roof, (seconds_now() - begin) / (double)repeat * bytes / ((double)n * (row->reads ? 4 : 8)));
+        for (long j = 0; j < repeat && !row->counts; j++) sum += sweep(t->to, t->from, n, row->reads);
+        roof = fmin(roof, (seconds_now() - begin) / (double)repeat * work / ((double)n * (row->reads ? 4 : 8)));
     }
     __asm__ volatile("" : : "x"(sum));
-    print_message("%-24s %-20s %-5s %-11s %10.1f us %8.2f GB/s %8.2f %5.0f %%\n", row->entry, row->what,
-                  row->once ? "" : dtype_name(t->k->el), level, 1e6 * best, 1e-9 * bytes / best, 1e-9 * bytes / roof,
-                  100 * roof / best);
+    print_message("%-24s %-21s %-5s %-11s %10.1f us %8.2f %s", row->entry, row->what,
+                  row->once ? "" : dtype_name(t->k->el), level, 1e6 * best, 1e-9 * work / best,
+                  row->counts ? "GFLOP/s" : "GB/s");
+    if (row->counts) print_message("\n");
+    else print_message(" %8.2f %5.0f %%\n", 1e-9 * work / roof, 100 * roof / best);
 }
 
 static bool timed_chosen(const char *entry, char **names, int n)
@@ -322,8 +383,9 @@ static int time_kernels(char **names, int n)
     char most[32] = "";
     if (given) snprintf(most, sizeof most, "%s", given);
     timed_start(&t);
-    print_message("%ld threads; bytes read and written; roof: a sweep of as many bytes\n%-24s %-20s %-5s %-11s %13s "
-                  "%13s %8s\n", kernels_threads(), "entry", "shape", "type", "level", "time", "rate", "roof");
+    print_message("%ld threads; bytes read and written (products: operations); roof: a sweep of as many bytes\n"
+                  "%-24s %-21s %-5s %-11s %13s %13s %8s\n", kernels_threads(), "entry", "shape", "type", "level",
+                  "time", "rate", "roof");
     for (size_t r = 0; r < sizeof timed_rows / sizeof *timed_rows; r++) {
         const struct timed_row *row = &timed_rows[r];
         if (!timed_chosen(row->entry, names, n)) continue;
