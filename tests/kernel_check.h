@@ -314,8 +314,10 @@ enum comparison {
     SAME_BITS_ONE_THREAD, // the second time with one thread
 };
 
-// Every shape of a case with tables `k` and `other`, whose inputs are prepared by the references `ref` and `other_ref`.
-// Returns the number of failures; bounds are those of k's type.
+static long only_shape = -1; // -1: all
+
+// Every shape of a case (or only_shape) with tables `k` and `other`, whose inputs are prepared by the references `ref`
+// and `other_ref`. Returns the number of failures; bounds are those of k's type.
 static inline long compare_tables(struct worst *worst, const char *entry, kernel_case *run, const struct kernels *k,
                                   const struct kernels *ref, const struct kernels *other,
                                   const struct kernels *other_ref, enum comparison how)
@@ -325,7 +327,7 @@ static inline long compare_tables(struct worst *worst, const char *entry, kernel
     double eps_acc = k->acc == F32 ? 0x1p-23 : 0x1p-52;
     if (other->el == F64 && k->el != F64) eps_el *= 0.505; // against the true value: one rounding, no second
     long failures = 0;
-    for (long shape = 0;; shape++) {
+    for (long shape = only_shape < 0 ? 0 : only_shape;; shape++) {
         struct check a = {.k = k, .ref = ref, .eps_el = eps_el, .eps_acc = eps_acc, .exact = exact,
                           .shape = shape};
         struct check b = {.k = other, .ref = other_ref, .eps_el = eps_el, .eps_acc = eps_acc, .exact = exact,
@@ -343,7 +345,7 @@ static inline long compare_tables(struct worst *worst, const char *entry, kernel
         }
         check_free(&a);
         check_free(&b);
-        if (!more) return failures;
+        if (!more || only_shape >= 0) return failures;
     }
 }
 

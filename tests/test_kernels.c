@@ -1,12 +1,15 @@
 // Every kernel of every table: the reference in float and bfloat16 against the reference in double, the reference with
 // one thread against all threads (same bits), and each override of this machine against the reference, called twice
-// for the same bits. `test_kernels NAME` runs one entry or test; `test_kernels --time` tests nothing and prints speeds.
+// for the same bits. `test_kernels NAME [SHAPE]` runs one entry or test, of an entry one of its shapes;
+// `test_kernels --time` tests nothing and prints speeds.
 #include "kernel_cases_attention.h"
 #include "kernel_cases_moe.h"
 #include "kernel_cases_rows.h"
 #include "kernel_time.h"
 
 #include <pthread.h>
+
+#include "base/decimal.h"
 
 static const struct {
     const char *name;
@@ -323,6 +326,7 @@ int main(int count, char **arguments)
     if (count > 1 && !strcmp(arguments[1], "--time")) return time_kernels(arguments + 2, count - 2);
     struct CMUnitTest tests[128];
     long n = 0;
+    if (count > 2 && !long_parse(&only_shape, arguments[2])) return 1;
     for (long row = 0; row < kernel_rows_n && n < 128; row++) {
         if (count > 1 && strcmp(arguments[1], kernel_rows[row].name)) continue;
         tests[n++] = (struct CMUnitTest){.name = kernel_rows[row].name, .test_func = test_entry,
@@ -332,7 +336,7 @@ int main(int count, char **arguments)
                                          cmocka_unit_test(test_meanwhile)};
     for (int i = 0; i < 3; i++)
         if (count == 1 || !strcmp(arguments[1], further[i].name)) tests[n++] = further[i];
-    if (count == 1 || !strcmp(arguments[1], "attention_paged"))
+    if (count == 1 || (!strcmp(arguments[1], "attention_paged") && only_shape < 0))
         tests[n++] = (struct CMUnitTest){.name = "paged_rows_alone", .test_func = test_paged_rows_alone};
     return _cmocka_run_group_tests("kernels", tests, (size_t)n, NULL, NULL);
 }
