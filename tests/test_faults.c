@@ -5,7 +5,8 @@
 //
 // A command runs in a process of its own, made by fork: this process never computes anything. Requests from the same
 // place in the code behave alike, so only the first from each place is refused; FAULT_RUNS limits how many places
-// are tried for each command (0: all).
+// are tried for each command (0: all). It is one file: the commands share the folders they start from and the rules
+// that are checked after each.
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -174,14 +175,31 @@ struct trial { // one command and where its files are
 
 static bool temporary(const char *name)
 {
-    return ends_with(name, ".tmp") || ends_with(name, ".old") || ends_with(name, ".new");
+    return ends_with(name, ".tmp") || ends_with(name, ".old") || ends_with(name, ".new") ||
+           ends_with(name, ".part");
 }
 
 // Files that say how long something took, and `latest`, which may name a checkpoint between the first and the last.
 static bool has_times(const struct trial *t, const char *path)
 {
-    bool train = strcmp(t->word[0], "train") == 0;
-    return strstr(path, "events.out") || ends_with(path, "latest") || (train && ends_with(path, "report.html"));
+    bool report = strcmp(t->word[0], "report") == 0; // the others' pages are about a run that has just ended
+    return strstr(path, "events.out") || ends_with(path, "latest") || (!report && ends_with(path, "report.html"));
+}
+
+// Whose results are times.
+static bool measures(const struct trial *t)
+{
+    bool calibrate = false;
+    for (const char *const *word = t->word; *word; word++) calibrate = calibrate || !strcmp(*word, "--calibrate");
+    return calibrate || strcmp(t->word[0], "train") == 0 || strcmp(t->word[0], "prepare") == 0;
+}
+
+static bool json_whole(const char *path)
+{
+    cJSON *json = NULL;
+    bool whole = json_read(&json, path, 1 << 20) == OK;
+    cJSON_Delete(json);
+    return whole;
 }
 
 static bool rows_whole(const char *path)
@@ -225,6 +243,8 @@ static void check_tree(struct trial *t, const char *inner)
             check_tree(t, rel);
         } else if (ends_with(rel, "metrics.jsonl")) {
             if (!rows_whole(path)) wrong(t, "%s has half a row", rel);
+        } else if (ends_with(rel, "measured.json")) {
+            if (!json_whole(path)) wrong(t, "%s is half a file", rel);
         } else if (!has_times(t, rel)) {
             char old[2 * PATH_LENGTH], done[2 * PATH_LENGTH];
             snprintf(old, sizeof old, "%s%s", t->before ? at(t->before) : "/nowhere", rel);
@@ -307,8 +327,7 @@ static void check(struct trial *t, const struct attempt *a)
     check_latest(t, "work/run");
     if (t->before && path_exists(at("work/run"))) check_there(t, t->before, "");
     if (a->code == 0 && !strstr(a->err, "warning: ")) check_there(t, "done", "");
-    bool timed = strcmp(t->word[0], "train") == 0 || strcmp(t->word[0], "prepare") == 0;
-    if (a->code == 0 && !timed && !same_bytes(at("out"), at("out.done"))) wrong(t, "%s", "it has other results");
+    if (a->code == 0 && !measures(t) && !same_bytes(at("out"), at("out.done"))) wrong(t, "%s", "it has other results");
 }
 
 // ---- every place of a command ----
@@ -320,9 +339,11 @@ static void reset(const struct trial *t)
     else OK_OR_FAIL(folder_make(at("work")));
 }
 
+static long usual_runs = 25;
+
 static long runs_wanted(void)
 {
-    long n = 25;
+    long n = usual_runs;
     const char *text = getenv("FAULT_RUNS");
     if (text && !long_parse(&n, text)) n = 0;
     return n;
@@ -400,6 +421,8 @@ static void make_text(void)
 static int start(void **state)
 {
     (void)state;
+    char *plain;
+    long bytes;
     const char *tmp = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%s/skymoe-faults-XXXXXX", tmp ? tmp : "/tmp");
     if (!mkdtemp(folder)) return -1;
@@ -413,6 +436,9 @@ static int start(void **state)
         "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":320,\"max_position_embeddings\":64,"
         "\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,\"hidden_act\":\"silu\",\"tie_word_embeddings\":false,"
         "\"torch_dtype\":\"float32\",\"bos_token_id\":1,\"eos_token_id\":2}");
+    put("base/summary.json",
+        "{\"dense\": {\"eval_loss\": 5.4, \"tokens\": 1024, \"flops\": 3e9, \"seconds\": 12.7}, \"kl_fp8\": 1e-4, "
+        "\"samples\": [{\"model\": \"dense\", \"prompt\": \"the disk\", \"text\": \" reads\"}]}");
     put("base/ids.txt", "1 5 9, 20\n21 7\n");
     put("base/tasks.jsonl",
         "{\"prompt\": \"the disk\", \"choices\": [\" reads\", \" is a table\"], \"answer\": 0}\n"
@@ -425,6 +451,12 @@ static int start(void **state)
     WORKS("train", "--init", at("base/moe"), "--data", at("base/data"), "--output", at("work/run"), "--train-steps",
           "2", SHORT);
     OK_OR_FAIL(path_rename(at("trained"), at("work"))); // --resume will find it under the name it was made with
+    WORKS("train", "--init", at("base/moe"), "--data", at("base/data"), "--output", at("work/run"), "--train-steps",
+          "1", "--dump-routing", at("base/routing.jsonl"), SHORT);
+    copy_tree(at("base/chat"), at("base/moe"));
+    OK_OR_FAIL(file_read(&plain, &bytes, "tests/golden/chat/plain.jinja", 1 << 16));
+    put("base/chat/chat_template.jinja", plain);
+    free(plain);
     WORKS("prepare", "--input", at("base/text/inner"), "--output", at("prepared/new"), "--tokenizer", at("base/moe"),
           "--split", "60,20,20", "--near-copy", "0", ALONE);
     return 0;
@@ -472,11 +504,21 @@ static void test_train_resume(void **state)
                 "--threads", "1");
 }
 
+static void test_train_traces(void **state)
+{
+    (void)state;
+    REFUSE_EACH(NULL, "train", "--init", at("base/moe"), "--data", at("base/data"), "--output", at("work/run"),
+                "--train-steps", "1", "--dump-gradients", at("work/gradients"), "--dump-routing",
+                at("work/routing.jsonl"), "--replay-routing", at("base/routing.jsonl"), SHORT);
+}
+
 static void test_upcycle(void **state)
 {
     (void)state;
     REFUSE_EACH(NULL, "upcycle", "--model", at("base/dense"), "--output", at("work/moe"), "--num-experts", "2",
                 "--method", "drop", ALONE);
+    REFUSE_EACH(NULL, "upcycle", "--model", at("base/dense"), "--output", at("work/moe"), "--num-experts", "4",
+                "--method", "granular", "--granular", "2", ALONE);
 }
 
 static void test_quantize(void **state)
@@ -484,6 +526,8 @@ static void test_quantize(void **state)
     (void)state;
     REFUSE_EACH(NULL, "quantize", "--model", at("base/moe"), "--output", at("work/fp8"), "--format", "fp8", "--data",
                 at("base/data"), "--json", ALONE);
+    REFUSE_EACH(NULL, "quantize", "--model", at("base/moe"), "--output", at("work/fp8"), "--scale", "channel", ALONE);
+    REFUSE_EACH(NULL, "quantize", "--model", at("base/moe"), "--output", at("work/fp8"), "--scale", "block", ALONE);
 }
 
 static void test_eval(void **state)
@@ -505,6 +549,14 @@ static void test_generate(void **state)
     assert_int_equal(unlink(at("stdin")), 0);
 }
 
+static void test_chat(void **state)
+{
+    (void)state;
+    put("stdin", "the disk\n/system of memory\na file\n\n/quit\n");
+    REFUSE_EACH(NULL, "chat", "--model", at("base/chat"), "--system", "a", "--max-tokens", "4", "--json", ALONE);
+    assert_int_equal(unlink(at("stdin")), 0);
+}
+
 static void test_inspect(void **state)
 {
     (void)state;
@@ -516,6 +568,8 @@ static void test_report(void **state)
 {
     (void)state;
     REFUSE_EACH(NULL, "report", at("base/dense"), at("trained/run"), "--output", at("work/report.html"), ALONE);
+    REFUSE_EACH(NULL, "report", at("trained/run"), "--summary", at("base/summary.json"), "--output",
+                at("work/report.html"), ALONE);
 }
 
 static void test_plan(void **state)
@@ -529,15 +583,49 @@ static void test_plan(void **state)
     REFUSE_EACH(NULL, PLAN, "configs/tiny.json", "--inference", "--batch-size", "1,2", ALONE);
 }
 
-int main(void)
+// The last of the runs is trained; the others are there, and count as they are.
+static void test_bench_balance(void **state)
 {
+    (void)state;
+#define BALANCE "bench", "--balance", "--steps", "1", "--output", at("work/runs"), ALONE
+    OK_OR_FAIL(folder_remove(at("work")));
+    WORKS(BALANCE);
+    OK_OR_FAIL(folder_remove(at("work/runs/gate-norm-2")));
+    OK_OR_FAIL(path_rename(at("balanced"), at("work")));
+    REFUSE_EACH("balanced", BALANCE);
+}
+
+static void test_bench_calibrate(void **state)
+{
+    (void)state;
+    usual_runs = 6; // it takes seconds
+    REFUSE_EACH(NULL, "bench", "--model", at("base/moe/config.json"), "--micro-batch-size", "1", "--seq-length", "8",
+                "--calibrate", at("work/measured.json"), ALONE);
+    usual_runs = 25;
+}
+
+// Refuses launch's own requests; the rank is this program again (see main).
+static void test_launch(void **state)
+{
+    (void)state;
+    put("base/hosts", "localhost\n");
+    REFUSE_EACH(NULL, "launch", "-n", "1", "--hosts", at("base/hosts"), "--quiet", "--", "inspect",
+                at("base/dense.json"));
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) return skymoe_main(argc, argv); // a rank of test_launch
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prepare),   cmocka_unit_test(test_prepare_given_tokenizer),
         cmocka_unit_test(test_train),     cmocka_unit_test(test_train_init),
-        cmocka_unit_test(test_train_resume), cmocka_unit_test(test_upcycle),
-        cmocka_unit_test(test_quantize),  cmocka_unit_test(test_eval),
-        cmocka_unit_test(test_generate),  cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_train_resume), cmocka_unit_test(test_train_traces),
+        cmocka_unit_test(test_upcycle),   cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_eval),      cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_chat),      cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_report),    cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_bench_balance), cmocka_unit_test(test_bench_calibrate),
+        cmocka_unit_test(test_launch),
     };
     return cmocka_run_group_tests_name("faults", tests, start, tear_down_all);
 }

@@ -77,5 +77,6 @@ MUST_USE enum status placed_file_write(struct placed_file *f, const char *tensor
 // Makes what was written durable. `so_far`: how the writing went; returned when it failed.
 MUST_USE enum status placed_file_close(struct placed_file *f, enum status so_far);
 MUST_USE enum status placed_file_finish(const char *path);
+void placed_file_abort(const char *path); // instead: what was made is removed, and the last failure's sentence kept
 
 #endif

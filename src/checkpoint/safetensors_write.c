@@ -180,3 +180,9 @@ enum status placed_file_finish(const char *path)
     TRY(part_name(part, path));
     return path_rename(path, part);
 }
+
+void placed_file_abort(const char *path)
+{
+    char part[PATH_LENGTH];
+    if (snprintf(part, sizeof part, "%s.part", path) < PATH_LENGTH) unlink(part);
+}

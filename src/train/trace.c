@@ -53,9 +53,11 @@ static enum status write_gradients(const char *path, struct tensor_plan *plan, c
         t->shape[1] = p->columns;
     }
     bool first = transport_rank() == 0;
-    TRY(agree(first ? placed_file_make(path, plan, n) : OK));
-    TRY(agree(write_pieces(path, plan, n, z)));
-    return agree(first ? placed_file_finish(path) : OK);
+    enum status status = agree(first ? placed_file_make(path, plan, n) : OK);
+    if (status == OK) status = agree(write_pieces(path, plan, n, z));
+    if (status == OK) status = agree(first ? placed_file_finish(path) : OK);
+    if (status != OK && first) placed_file_abort(path);
+    return status;
 }
 
 enum status gradients_write(const char *folder, const struct zero *z)
