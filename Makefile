@@ -87,8 +87,9 @@ asan:  ## every test program with AddressSanitizer and UndefinedBehaviorSanitize
 	@$(MAKE) $(ASAN) test
 
 # clang's OpenMP tells ThreadSanitizer who waits for whom (through libarcher), which gcc's does not; oneDNN is not
-# instrumented and left alone. Threads are used by kernels and by prepare.
-TSAN_TESTS = $(patsubst %,build/tsan/tests/%,test_kernels test_prepare test_step test_moe)
+# instrumented and left alone. Threads are used by kernels, by prepare, and by base/output.c for files of more than
+# 4 MiB (save, upcycle, quantize).
+TSAN_TESTS = $(patsubst %,build/tsan/tests/%,test_kernels test_prepare test_step test_moe test_files)
 tsan:  ## the programs that use threads, with ThreadSanitizer
 	@$(MAKE) $(TSAN) $(TSAN_TESTS)
 	@TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=3 tests/run.sh $(TSAN_TESTS)
