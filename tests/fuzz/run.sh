@@ -12,6 +12,7 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 
 # What each program is about: a source file, and which of its functions are the parser (none: all of them).
 parsers='
+alive      src/comm/alive.c              read_file|alive_read
 chat       src/data/chat_folder.c
 checksums  src/checkpoint/verify.c
 cluster    src/plan/cluster.c
