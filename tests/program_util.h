@@ -12,6 +12,8 @@
 
 static char *out_text, *err_text; // of the last call
 
+static const char *program_threads = "1"; // NULL: as many as there are processors
+
 static UNUSED pid_t start(const char *const *word)
 {
     pid_t child = fork();
@@ -25,7 +27,8 @@ static UNUSED pid_t start(const char *const *word)
     dup2(in, 0);
     dup2(out, 1);
     dup2(err, 2);
-    setenv("OMP_NUM_THREADS", "1", 1);
+    if (program_threads) setenv("OMP_NUM_THREADS", program_threads, 1);
+    else unsetenv("OMP_NUM_THREADS");
     execv(program, (char *const *)argv);
     _exit(99);
 }

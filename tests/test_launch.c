@@ -107,6 +107,18 @@ static void test_what_mpirun_is_asked(void **state)
     assert_int_equal(unlink(at("asked")), 0);
     WORKS("launch", "-n", "3", "--", "train", "--threads", "2");
     contains(read_text("asked"), " train --threads 2\n");
+
+    // Two ranks on the one host that the file names: each gets half of the threads.
+    char expected[64];
+    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    const char hosts[] = "# comment\n\n  # another\nnode1 slots=2";
+    OK_OR_FAIL(file_write(at("hosts"), hosts, sizeof hosts - 1));
+    program_threads = NULL;
+    assert_int_equal(unlink(at("asked")), 0);
+    WORKS("launch", "-n", "2", "--hosts", at("hosts"), "--", "train");
+    program_threads = "1";
+    snprintf(expected, sizeof expected, " train --threads %ld\n", half > 0 ? half : 1);
+    contains(read_text("asked"), expected);
 }
 
 // A job that failed starts again: from its checkpoint if there is one, else as before.

@@ -137,12 +137,16 @@ static enum status beginning(bool *found, const char *run, bool clear)
 
 // ---- mpirun ----
 
-static long lines_of(const char *path)
+// Lines of a hosts file that name one. 0: it cannot be read.
+static long hosts_of(const char *path)
 {
     char *text;
     long bytes, n = 0;
     if (file_read(&text, &bytes, path, 1 << 24) != OK) return 0;
-    for (const char *c = text; *c; c++) n += *c == '\n' && c > text && c[-1] != '\n';
+    for (const char *line = text; *line; line += strcspn(line, "\n"), line += *line != '\0') {
+        line += strspn(line, " \t\r");
+        n += *line && *line != '\n' && *line != '#';
+    }
     free(text);
     return n;
 }
@@ -162,7 +166,7 @@ static void add(struct words *w, const char *word)
 static void add_command(struct words *w, char **command, const char *self)
 {
     static char threads[32];
-    long hosts = given.hosts ? lines_of(given.hosts) : 1;
+    long hosts = given.hosts ? hosts_of(given.hosts) : 1;
     long each = hosts > 0 ? (given.ranks + hosts - 1) / hosts : given.ranks, own = kernels_threads() / each;
     add(w, self);
     for (char **c = command; *c; c++) add(w, *c);
