@@ -43,6 +43,12 @@ static double layers_mean(const cJSON *row, const char *field)
     return sum / cJSON_GetArraySize(layers);
 }
 
+// Of a tenth of 20 steps, from row `first` on.
+static double tenth_mean(const struct rows *steps, long first, const char *field)
+{
+    return (layers_mean(steps->row[first], field) + layers_mean(steps->row[first + 1], field)) / 2;
+}
+
 static void near(double a, double b)
 {
     if (!(fabs(a - b) <= 1e-12 * (1 + fabs(b)))) fail_msg("%.17g, expected %.17g", a, b);
@@ -51,7 +57,8 @@ static void near(double a, double b)
 static void test_table(void **state)
 {
     (void)state;
-    const struct balance_options o = {.output = at("runs"), .steps = 4, .seed = 1};
+    enum { STEPS = 20 };
+    const struct balance_options o = {.output = at("runs"), .steps = STEPS, .seed = 1};
     static const char *const names[] = {"fixed-0.01", "fixed-0.001", "adaptive", "bias-0.001", "bias-0.01",
                                         "gate-norm-off", "gate-norm-0.5", "gate-norm-2"};
     cJSON *result = result_of(&o);
@@ -61,10 +68,11 @@ static void test_table(void **state)
         const cJSON *row = row_of(result, names[i]);
         snprintf(run, sizeof run, "runs/%s", names[i]);
         struct rows steps = read_rows(at(run), "loss"), evals = read_rows(at(run), "eval_loss");
-        assert_int_equal(steps.n, 4);
-        near(number(row, "drop_rate_last"), layers_mean(steps.row[3], "drop_rate"));
-        near(number(row, "aux_coeff"), layers_mean(steps.row[3], "aux_coeff"));
-        near(number(row, "max1_max2"), layers_mean(steps.row[3], "max1_max2"));
+        assert_int_equal(steps.n, STEPS);
+        near(number(row, "drop_rate_first"), tenth_mean(&steps, 0, "drop_rate"));
+        near(number(row, "drop_rate_last"), tenth_mean(&steps, STEPS - 2, "drop_rate"));
+        near(number(row, "aux_coeff"), layers_mean(steps.row[STEPS - 1], "aux_coeff"));
+        near(number(row, "max1_max2"), tenth_mean(&steps, STEPS - 2, "max1_max2"));
         near(number(row, "eval_loss"), number(evals.row[evals.n - 1], "eval_loss"));
         const cJSON *similar = json_field(evals.row[evals.n - 1], "expert_similarity");
         double sum = 0;
@@ -86,7 +94,7 @@ static void test_table(void **state)
     cJSON *again = result_of(&o);
     assert_true(cJSON_Compare(result, again, true));
     struct rows steps = read_rows(at("runs/adaptive"), "loss");
-    assert_int_equal(steps.n, 4);
+    assert_int_equal(steps.n, STEPS);
     free_rows(&steps);
     cJSON_Delete(again);
     cJSON_Delete(result);
@@ -96,6 +104,20 @@ static void test_table(void **state)
     other.seed = 2;
     assert_int_equal(bench_balance(&other, true), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--seed"));
+}
+
+// Fewer steps than tenths: the first and the last one stand for them.
+static void test_short(void **state)
+{
+    (void)state;
+    const struct balance_options o = {.output = at("short"), .steps = 3, .seed = 1};
+    cJSON *result = result_of(&o);
+    struct rows steps = read_rows(at("short/adaptive"), "loss");
+    const cJSON *row = row_of(result, "adaptive");
+    near(number(row, "drop_rate_first"), layers_mean(steps.row[0], "drop_rate"));
+    near(number(row, "drop_rate_last"), layers_mean(steps.row[2], "drop_rate"));
+    free_rows(&steps);
+    cJSON_Delete(result);
 }
 
 static void test_refused(void **state)
@@ -108,6 +130,11 @@ static void test_refused(void **state)
     o.data = at("text");
     assert_int_equal(bench_balance(&o, true), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--model"));
+    write_config("dense.json", false, 64);
+    o.model = at("dense.json");
+    assert_int_equal(bench_balance(&o, true), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "dense.json: has no experts to balance"));
+    assert_false(path_exists(at("none")));
 }
 
 static int set_up(void **state)
@@ -118,6 +145,7 @@ static int set_up(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table), cmocka_unit_test(test_short),
+                                       cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, set_up, remove_temporary);
 }

@@ -2,6 +2,7 @@
 #include "program_util.h"
 
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define SMALL "--micro-batch-size", "2", "--global-batch-size", "4", "--seq-length", "16", "--quiet"
@@ -192,6 +193,22 @@ static void test_logits(void **state)
     WORKS("eval", "--model", at("r1"), "--tokens", at("ids.txt"));
     FAILS(1, "nofile", "eval", "--model", at("r1"), "--tokens", at("nofile"));
     FAILS(2, "token 61", "eval", "--model", at("r1"), "--tokens", "1,61");
+    FAILS(2, "'-9' is not a token id", "eval", "--model", at("r1"), "--tokens", "1,5,-9");
+    FAILS(2, "one token has nothing to predict", "eval", "--model", at("r1"), "--tokens", "1");
+
+    // A file larger than `ulimit -f` allows ends in a sentence, not by the signal.
+    char many[256] = "1";
+    for (int i = 0; i < 60; i++) memcpy(many + 1 + 2 * i, ",5", 3);
+    struct rlimit before, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 4096;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    int code = RUN("eval", "--model", at("r1"), "--tokens", many, "--logits", at("large.npy"));
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(code, 1);
+    assert_non_null(strstr(err_text, "large.npy: cannot be written: File too large"));
+    assert_false(path_exists(at("large.npy")) || path_exists(at("large.npy.tmp")));
     FAILS(1, "ids.txt", "eval", "--model", at("r1"), "--tokens", at("ids.txt"), "--logits", at("ids.txt/x.npy"));
 }
 

@@ -487,10 +487,12 @@ static void test_refuses_lists(void **state)
     refused(list, ERR_CONFIG, "is not a list");
     snprintf(list, sizeof list, "1 %s 2", at("list"));
     refused(list, ERR_CONFIG, "is not a list");
-    static const char *const weights[] = {"0", "-1", "nan", "inf", "1x", "1e999"};
+    static const char *const weights[][2] = {{"0", "the weight 0 is not above 0"}, {"-1", "the weight -1 is not"},
+                                             {"nan", "is not a list"}, {"inf", "is not a list"},
+                                             {"1x", "is not a list"}, {"1e999", "is not a list"}};
     for (unsigned i = 0; i < sizeof weights / sizeof *weights; i++) {
-        snprintf(list, sizeof list, "%s %s", weights[i], at("list"));
-        refused(list, ERR_CONFIG, "is not a list");
+        snprintf(list, sizeof list, "%s %s", weights[i][0], at("list"));
+        refused(list, ERR_CONFIG, weights[i][1]);
     }
     refused(at("absent"), ERR_IO, "absent_train.idx");
     refused(at("short"), ERR_FORMAT, "has 32 tokens, fewer than one sample of 32 + 1");

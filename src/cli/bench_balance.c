@@ -164,13 +164,14 @@ struct outcome {
     double similarity, loss;               // of the last evaluation
 };
 
-// Mean over layers and over bins [from, to) of those that the run has.
+// Mean over layers and over bins [from, to) of those that the run has, one at least.
 static double mean_of(const struct report_run *r, enum layer_field field, double from, double to)
 {
     double sum = 0;
-    long n = 0;
+    long n = 0, first = (long)(from * (double)r->bins_used), bins = (long)(to * (double)r->bins_used + 0.5) - first;
+    if (bins < 1) bins = 1;
     for (long l = 0; l < r->L; l++)
-        for (long b = (long)(from * (double)r->bins_used); b < (long)(to * (double)r->bins_used + 0.5); b++) {
+        for (long b = first; b < first + bins && b < r->bins_used; b++) {
             double v = r->layer[field][l * r->bins + b];
             if (!isfinite(v)) continue;
             sum += v;
@@ -264,6 +265,13 @@ static enum status print_json(const struct outcome *out, const struct balance_op
     return command_print_json(&j);
 }
 
+static enum status check_experts(const char *model)
+{
+    struct config c;
+    TRY(config_read(&c, model));
+    return c.E ? OK : fail(ERR_CONFIG, "--model %s: has no experts to balance (upcycle it first)", model);
+}
+
 enum status bench_balance(const struct balance_options *given, bool json)
 {
     char model[PATH_LENGTH], data[PATH_LENGTH];
@@ -273,6 +281,7 @@ enum status bench_balance(const struct balance_options *given, bool json)
     if (!o.output) return fail(ERR_CONFIG, "--output: is missing (name the folder where the runs of --balance stay)");
     if (!toy && !(o.model && o.data))
         return fail(ERR_CONFIG, "--balance: needs --model and --data, or neither of them (give both)");
+    if (!toy) TRY(check_experts(o.model));
     if (toy) TRY(toy_start(model, data, o.output));
     if (toy) {
         o.model = model;

@@ -150,11 +150,12 @@ static enum status eval_ids(struct inference *i, const int *ids, long n, bool js
 {
     struct kv_cache kv;
     double nats = 0;
+    if (n < 2) return fail(ERR_CONFIG, "--tokens: one token has nothing to predict (give two or more)");
     TRY(kv_cache_init(&kv, &i->model, 1, n, n));
     enum status status = score_and_write(&nats, &kv, ids, n);
     kv_cache_free(&kv);
     TRY(status);
-    struct evaluation e = {.tokens = n - 1, .loss = n > 1 ? nats / (double)(n - 1) : NAN, .bits_per_byte = NAN};
+    struct evaluation e = {.tokens = n - 1, .loss = nats / (double)(n - 1), .bits_per_byte = NAN};
     e.perplexity = exp(e.loss);
     return print_evaluation(&e, NULL, json);
 }

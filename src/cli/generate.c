@@ -101,6 +101,7 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
     if (json) TRY(print_json(w, finish));
     if (w->show && w->text) show_more(w);
     if (w->show) printf("\n");
+    fflush(stdout); // what follows goes to the other stream; main tells if it cannot be written
     log_line("%ld prompt tokens, %ld generated, %.1f tokens/s, ended by %s", w->prompt_n, made,
              seconds > 0 ? (double)made / seconds : 0, finish == FINISH_STOP ? "an end token" : "length");
     return OK;

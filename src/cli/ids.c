@@ -31,7 +31,8 @@ enum status ids_parse(int **ids, long *n, const char *text, const char *option)
 
 enum status ids_read(int **ids, long *n, const char *text_or_file, const char *option)
 {
-    if (text_or_file[strspn(text_or_file, "0123456789, ")] == '\0') return ids_parse(ids, n, text_or_file, option);
+    bool list = text_or_file[strspn(text_or_file, "0123456789, -")] == '\0' && !path_exists(text_or_file);
+    if (list) return ids_parse(ids, n, text_or_file, option);
     char *text;
     long bytes;
     TRY(file_read(&text, &bytes, text_or_file, 1L << 30));

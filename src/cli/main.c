@@ -118,6 +118,7 @@ int main(int argc, char **argv)
 {
     limit_spinning(argv);
     signal(SIGPIPE, SIG_IGN); // `skymoe ... | head` ends with a sentence, and a save is never cut by it
+    signal(SIGXFSZ, SIG_IGN); // a file too large for `ulimit -f` is a sentence, too
     if (argc < 2) {
         help_all(stderr);
         return 2;

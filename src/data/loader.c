@@ -42,7 +42,8 @@ static enum status parse_weight(double *weight, const char *word, const char *li
 {
     char *end;
     *weight = strtod(word, &end);
-    if (end == word || *end || !isfinite(*weight) || *weight <= 0) return malformed(list);
+    if (end == word || *end || !isfinite(*weight)) return malformed(list);
+    if (*weight <= 0) return fail(ERR_CONFIG, "--data \"%s\": the weight %s is not above 0", list, word);
     return OK;
 }
 

@@ -17,8 +17,8 @@ static enum status check_sayable(const struct config *c)
     if (c->E == 0 && (c->arch == ARCH_MIXTRAL || c->arch == ARCH_SKYMOE))
         return fail(ERR_CONFIG, "--arch: %s cannot be dense", name);
     if (c->arch == ARCH_MIXTRAL && c->gate_norm_std != 0)
-        return fail(ERR_CONFIG, "--moe-gate-norm-std: MixtralForCausalLM cannot say %g (give 0, or --arch skywork)",
-                    c->gate_norm_std);
+        return fail(ERR_CONFIG, "--moe-gate-norm-std: MixtralForCausalLM cannot say %g (give 0, or upcycle with "
+                    "--arch skywork)", c->gate_norm_std);
     if (c->arch == ARCH_MIXTRAL && c->gate_bias)
         return fail(ERR_CONFIG, "--moe-aux-loss bias: MixtralForCausalLM cannot say the bias that chooses its experts "
                     "(upcycle with --arch skywork)");

@@ -11,7 +11,8 @@ static void stays_inside(const char *text, long bytes)
     cJSON *json;
     CHECK(json_parse(&json, text, bytes, "checksums") == OK);
     const cJSON *files = json_field(json, "files");
-    for (const cJSON *file = files ? files->child : NULL; file; file = file->next) CHECK(!strstr(file->string, "outside"));
+    for (const cJSON *file = files ? files->child : NULL; file; file = file->next)
+        CHECK(!strstr(file->string, "outside"));
     cJSON_Delete(json);
 }
 
