@@ -174,6 +174,11 @@ static void test_calibrate(void **state)
 {
     (void)state;
     FAILS(1, "/nowhere/here.json", "bench", "--threads", "1", "--calibrate", "/nowhere/here.json");
+    FAILS(2, "--steps: is read by --balance only", "bench", "--steps", "3");
+    FAILS(2, "--seq-length: is read by --calibrate only", "bench", "--balance", "--output", at("b"),
+          "--seq-length", "8");
+    FAILS(2, "--balance: measures nothing else", "bench", "--balance", "--output", at("b"), "--train");
+    FAILS(2, "--balance: measures nothing else", "bench", "--balance", "--output", at("b"), "--calibrate", at("c"));
     WORKS("bench", "--quiet", "--threads", "1", "--model", "configs/tiny.json", "--calibrate", at("here.json"));
     assert_non_null(strstr(out_text, "kernels.grouped_weight_flops"));
     WORKS("plan", "--model", "configs/tiny.json", "--cluster", at("here.json"), "--global-batch-size", "8", "--json");

@@ -1,6 +1,7 @@
 // Speed beside what the machine can do at most, measured in the same run. Prints figures; never fails because of one.
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -145,13 +146,34 @@ static enum status measure_rows(const struct config *c, bool json)
     return OK;
 }
 
+// Which options only one mode reads; the modes exclude each other.
+static const struct {
+    const char *option, *mode;
+} belongs[] = {{"data", "balance"}, {"output", "balance"}, {"steps", "balance"}, {"data-skip", "balance"},
+               {"micro-batch-size", "calibrate"}, {"seq-length", "calibrate"}};
+
+static enum status check_modes(const bool *set)
+{
+    const char *mode = options.balance ? "balance" : options.calibrate ? "calibrate" : "";
+    bool measures = options.kernels || options.train || options.decode || options.prefill;
+    if (*mode && (measures || (options.balance && options.calibrate)))
+        return fail(ERR_CONFIG, "--%s: measures nothing else (leave out the other one)", mode);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < sizeof belongs / sizeof *belongs; j++)
+            if (set[i] && strcmp(rows[i].name, belongs[j].option) == 0 && strcmp(mode, belongs[j].mode) != 0)
+                return fail(ERR_CONFIG, "--%s: is read by --%s only (give both, or neither)", rows[i].name,
+                            belongs[j].mode);
+    return OK;
+}
+
 static enum status run(int argc, char **argv)
 {
     struct common_options common;
     struct config c;
-    bool done;
-    TRY(command_start(&settings, &common, NULL, &done, argc, argv));
+    bool done, set[sizeof rows / sizeof *rows] = {false};
+    TRY(command_start(&settings, &common, set, &done, argc, argv));
     if (done) return OK;
+    TRY(check_modes(set));
     if (transport_rank() > 0) log_quiet(true);
     if (options.balance) {
         options.runs.model = options.model;

@@ -90,9 +90,10 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
     struct end_ids ends;
     enum finish finish;
     TRY(end_ids_read(&ends, &i->model.c, i->folder));
-    if (w->text) TRY(text_stream_open(&w->stream, &i->tokenizer, w->ids, w->n, NULL));
     struct generation g = {.prompt = w->ids, .prompt_n = w->prompt_n, .max_tokens = max_tokens, .ends = &ends,
                            .on_token = on_token, .user = w};
+    TRY(prompt_check(&g, i->model.c.V));
+    if (w->text) TRY(text_stream_open(&w->stream, &i->tokenizer, w->ids, w->n, NULL));
     double begin = seconds_now();
     TRY(generate(&finish, kv, 0, sampler, &g));
     double seconds = seconds_now() - begin;
