@@ -160,6 +160,11 @@ static void test_options_of_upcycling(void **state)
     assert_int_equal(RUN("upcycle", "--dry-run", "--model", "configs/tiny.json", "--method", "granular", "--granular",
                          "3", "--num-experts", "6", "--moe-router-topk", "3"), 2);
     assert_contains(err_text, "--granular 3: does not divide intermediate_size 256 of configs/tiny.json");
+    assert_int_equal(RUN("upcycle", "--dry-run", "--model", "tiny", "--json"), 0); // configs/tiny.json
+    assert_int_equal(RUN("upcycle", "--dry-run", "--model", "teeny"), 1);
+    assert_contains(err_text, "teeny: no such folder");
+    assert_int_equal(RUN("upcycle", "--model", "tiny", "--output", at("x")), 1); // a shape is no model
+    assert_contains(err_text, "tiny: no such folder");
     assert_int_equal(RUN("quantize", "--model", "configs", "--output", at("x"), "--scale", "row"), 2);
     assert_contains(err_text, "tensor");
 }

@@ -19,7 +19,8 @@ static struct options {
 enum { GATE_NORM_STD = 7, NOISE, DROP, GRANULAR, GRANULAR_SCALE, ROWS = 13 };
 static const struct setting rows[ROWS] = {
     {"model", SETTING_TEXT, AT(model), NULL, 0, 0, NULL,
-     "dense model folder (or a run: its newest checkpoint; with --dry-run also a config.json)"},
+     "dense model folder (or a run: its newest checkpoint; with --dry-run also a config.json, or NAME for "
+     "configs/NAME.json)"},
     {"output", SETTING_TEXT, AT(output), NULL, 0, 0, NULL, "folder to write"},
     {"num-experts", SETTING_LONG, AT(E), "8", 2, 4096, NULL, "experts of each layer"},
     {"moe-router-topk", SETTING_LONG, AT(K), "2", 1, 64, NULL, "experts of each token"},
@@ -138,10 +139,14 @@ static enum status upcycle_folder(const struct model_folder *from, const bool *s
 // A dry run needs the shape alone.
 static enum status open_model(struct model_folder *from)
 {
-    if (!options.dry_run || !path_exists(options.model) || path_is_folder(options.model))
+    char named[PATH_LENGTH] = "";
+    const char *shape = options.model;
+    if (!path_exists(shape)) snprintf(named, sizeof named, "configs/%.200s.json", shape);
+    if (*named && path_exists(named)) shape = named;
+    if (!options.dry_run || !path_exists(shape) || path_is_folder(shape))
         return model_folder_open(from, options.model);
-    TRY(config_read(&from->config, options.model));
-    snprintf(from->path, sizeof from->path, "%s", options.model);
+    TRY(config_read(&from->config, shape));
+    snprintf(from->path, sizeof from->path, "%s", shape);
     return OK;
 }
 
