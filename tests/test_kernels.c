@@ -186,6 +186,7 @@ static void count_meanwhile(void)
 }
 
 // Large products and attention let the caller's thread, and no other, see to messages; without a call nothing happens.
+// What they work in they keep.
 static void test_meanwhile(void **state)
 {
     (void)state;
@@ -196,6 +197,7 @@ static void test_meanwhile(void **state)
     void *x = calloc(2 * M * K, 4), *y = calloc(M * 4 * N, 4), *w = calloc(2 * N * K, 4), *lse = calloc(S * H, 4);
     int *start = calloc(S, sizeof *start);
     struct attention_shape s = {.B = 1, .S = S, .H = H, .G = H, .C = C, .per_kv = 1, .window = 0, .scale = 1};
+    struct kernel_buffers before = {0, 0};
     for (int threads = 1; threads <= 2; threads++)
         for (int which = 0; which < 2; which++) {
             enum dtype type = types[which];
@@ -212,11 +214,15 @@ static void test_meanwhile(void **state)
                     if (i == 2) k->matmul_tn(y, x, x, M, N, K);
                     if (i == 3) k->grouped_nt(y, x, t, first, 2, N, K);
                     if (i == 4) k->attention(y, lse, x, start, s);
+                    const struct kernel_buffers kept = kernels_buffers();
+                    if (told) before = kept;
+                    else assert_true(kept.own == before.own && kept.library == before.library); // kept for the next
                     bool own = strstr(source_of(type, entry[i]), "avx") != NULL; // the others have no tasks of ours
                     // With several threads the caller's may come too late for any task.
                     if (told && own && threads == 1) assert_true(meanwhile_calls > 1);
                     if (!told || !own) assert_int_equal(meanwhile_calls, 0);
                     assert_int_equal(meanwhile_strangers, 0);
+                    if (own) assert_true(kept.own > 0);
                 }
         }
     kernels_meanwhile(NULL);

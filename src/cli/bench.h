@@ -12,7 +12,7 @@ struct quartiles {
 };
 
 struct bench_row {
-    char name[48], shape[112];
+    char name[48], shape[128];
     const char *unit;
     struct quartiles value;    // in `unit`
     double roof;               // median of what the probe says, in `unit`; 0: none

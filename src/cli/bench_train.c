@@ -38,6 +38,7 @@ static long arenas(const struct model *m, const struct zero *z)
 static void memory_row(const struct model *m, const struct zero *z, long planned, long before)
 {
     long peak = resident_peak() - before;
+    struct kernel_buffers buffers = kernels_buffers();
     struct bench_row *r = bench_add("peak memory of a step (at most)", "GiB", 1.05);
     double gib = (double)peak / (1L << 30), roof = (double)planned / (1L << 30), fraction = gib / roof;
     r->value = (struct quartiles){gib, gib, gib};
@@ -45,8 +46,9 @@ static void memory_row(const struct model *m, const struct zero *z, long planned
     r->roof = roof;
     r->pairs = 1;
     snprintf(r->shape, sizeof r->shape,
-             "arenas - plan: %ld bytes; buffers of kernels and libraries %.0f MiB; before: %.0f",
-             arenas(m, z) - planned, (double)(peak - planned) / (1 << 20), (double)before / (1 << 20));
+             "arenas - plan: %ld bytes; MiB: kernels' buffers %.1f, oneDNN's %.1f, resident - plan %.0f, before %.0f",
+             arenas(m, z) - planned, (double)buffers.own / (1 << 20), (double)buffers.library / (1 << 20),
+             (double)(peak - planned) / (1 << 20), (double)before / (1 << 20));
 }
 
 // ---- steps ----

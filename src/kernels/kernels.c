@@ -4,7 +4,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "kernels/dnnl/dnnl_gemm.h"
 #include "kernels/kernels_fill.h"
+#include "kernels/x86/gemm.h"
 
 #define ROW(entry) {#entry, offsetof(struct kernels, entry)}
 const struct kernel_row kernel_rows[] = {
@@ -109,6 +111,11 @@ enum status kernels_init(long threads)
 long kernels_threads(void)
 {
     return threads_n;
+}
+
+struct kernel_buffers kernels_buffers(void)
+{
+    return (struct kernel_buffers){x86_scratch_bytes(), dnnl_scratch_bytes()};
 }
 
 void (*kernels_meanwhile_call)(void);

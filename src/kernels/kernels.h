@@ -205,6 +205,13 @@ MUST_USE enum status kernels_init(long threads);
 long kernels_threads(void);
 const struct kernels *kernels_for(enum dtype el); // F32, BF16 or F64; lives as long as the process
 
+// Bytes that kernels keep beside the arenas until the process ends: the threads' own, to pack operands into, and
+// oneDNN's.
+struct kernel_buffers {
+    long own, library;
+};
+struct kernel_buffers kernels_buffers(void);
+
 // Called again and again by the thread that called a kernel, between pieces of products and attention (x86/): it lets
 // messages move that are under way. Must be brief. NULL: nothing.
 void kernels_meanwhile(void (*call)(void));

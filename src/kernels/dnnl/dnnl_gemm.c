@@ -32,6 +32,7 @@ struct shape {
 struct entry {
     struct shape shape;
     dnnl_primitive_t primitive;
+    long scratch; // bytes
 };
 
 enum { CACHE = 256 };
@@ -72,7 +73,7 @@ static struct operands describe(const struct shape *s)
     };
 }
 
-static bool create(dnnl_primitive_t *primitive, const struct shape *s)
+static bool create(dnnl_primitive_t *primitive, long *scratch, const struct shape *s)
 {
     struct operands o = describe(s);
     dnnl_matmul_desc_t desc;
@@ -89,6 +90,9 @@ static bool create(dnnl_primitive_t *primitive, const struct shape *s)
     dnnl_primitive_desc_t pd;
     bool ok = dnnl_primitive_desc_create(&pd, &desc, attr, cache.engine, NULL) == dnnl_success;
     if (ok) {
+        int64_t bytes = 0;
+        DNNL(dnnl_primitive_desc_query(pd, dnnl_query_memory_consumption_s64, 0, &bytes));
+        *scratch = bytes;
         DNNL(dnnl_primitive_create(primitive, pd));
         DNNL(dnnl_primitive_desc_destroy(pd));
     }
@@ -106,11 +110,21 @@ static bool find(dnnl_primitive_t *primitive, const struct shape *s)
             return true;
         }
     }
-    if (!create(primitive, s)) return false;
+    long scratch;
+    if (!create(primitive, &scratch, s)) return false;
     long slot = cache.n < CACHE ? cache.n++ : cache.next++ % CACHE;
     if (cache.entry[slot].primitive) DNNL(dnnl_primitive_destroy(cache.entry[slot].primitive));
-    cache.entry[slot] = (struct entry){*s, *primitive};
+    cache.entry[slot] = (struct entry){*s, *primitive, scratch};
     return true;
+}
+
+long dnnl_scratch_bytes(void)
+{
+    long bytes = 0;
+    pthread_mutex_lock(&cache.lock);
+    for (long i = 0; i < cache.n; i++) bytes += cache.entry[i].scratch;
+    pthread_mutex_unlock(&cache.lock);
+    return bytes;
 }
 
 // One product at a time: a primitive owns its scratch, and the threads inside it already fill the machine.

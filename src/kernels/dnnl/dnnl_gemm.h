@@ -15,6 +15,7 @@ void dnnl_gemm_f32(enum product p, bool add, float *y, const float *x, const flo
 bool dnnl_gemm_bf16(enum product p, bool add, bool wide, void *y, const uint16_t *x, const uint16_t *w, long M, long N,
                     long K);
 bool dnnl_has_bf16(void);
+long dnnl_scratch_bytes(void); // what the bf16 products that were asked for keep for themselves
 
 // Caps oneDNN's instruction set; once, before the first product.
 enum dnnl_cap { DNNL_CAP_NONE, DNNL_CAP_AVX2, DNNL_CAP_AVX512, DNNL_CAP_AVX512_BF16 };

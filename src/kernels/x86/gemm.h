@@ -45,5 +45,6 @@ gemm_run gemm_avx512bf16; // bf16 a, bf16 or FP8 b; pairs of k in each step
 
 // 64-byte aligned memory of the calling thread that lasts until its next call.
 void *x86_scratch(long bytes);
+long x86_scratch_bytes(void); // of all threads, those that ended included
 
 #endif

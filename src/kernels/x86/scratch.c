@@ -3,6 +3,7 @@
 
 #include "kernels/x86/gemm.h"
 
+static long held; // by all threads together
 static pthread_key_t kept; // frees a thread's memory when it ends: OpenMP's do when fewer are wanted
 
 static void make_key(void)
@@ -25,7 +26,13 @@ void *x86_scratch(long bytes)
         own.data = aligned_alloc(64, (size_t)rounded);
         if (!own.data) memory_refused("a kernel", rounded);
         pthread_setspecific(kept, own.data);
+        __atomic_add_fetch(&held, rounded - own.bytes, __ATOMIC_RELAXED);
         own.bytes = rounded;
     }
     return own.data;
+}
+
+long x86_scratch_bytes(void)
+{
+    return __atomic_load_n(&held, __ATOMIC_RELAXED);
 }
