@@ -135,6 +135,13 @@ static void test_refused(void **state)
     assert_int_equal(bench_balance(&o, true), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "dense.json: has no experts to balance"));
     assert_false(path_exists(at("none")));
+
+    // Other runs are left as they are.
+    o = (struct balance_options){.output = at("others"), .steps = 4, .seed = 1};
+    OK_OR_FAIL(folder_make(at("others/fixed-0.01")));
+    assert_int_equal(bench_balance(&o, true), ERR_CONFIG);
+    assert_non_null(strstr(fail_message(), "holds something other"));
+    assert_false(path_exists(at("others/toy.json")));
 }
 
 static int set_up(void **state)

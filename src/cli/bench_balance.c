@@ -60,6 +60,21 @@ static enum status toy_data(const char *prefix, const char *suffix, uint64_t see
     return status;
 }
 
+// The toy's files go into a folder of their own: among other runs they would be in the way of `report DIR/*`.
+static enum status check_toy_output(const char *output)
+{
+    char toy[PATH_LENGTH];
+    struct path_list found;
+    TRY(path_join(toy, output, "toy.json"));
+    if (!path_exists(output) || path_exists(toy)) return OK;
+    TRY(folder_list(&found, output));
+    long n = found.n;
+    path_list_free(&found);
+    if (n == 0) return OK;
+    return fail(ERR_CONFIG, "--output %s: holds something other than runs of the toy (name another folder, or give "
+                "--model and --data)", output);
+}
+
 static enum status toy_start(char model[PATH_LENGTH], char data[PATH_LENGTH], const char *output)
 {
     static const char config[] =
@@ -281,7 +296,7 @@ enum status bench_balance(const struct balance_options *given, bool json)
     if (!o.output) return fail(ERR_CONFIG, "--output: is missing (name the folder where the runs of --balance stay)");
     if (!toy && !(o.model && o.data))
         return fail(ERR_CONFIG, "--balance: needs --model and --data, or neither of them (give both)");
-    if (!toy) TRY(check_experts(o.model));
+    TRY(agree(toy ? check_toy_output(o.output) : check_experts(o.model))); // before any rank writes
     if (toy) TRY(toy_start(model, data, o.output));
     if (toy) {
         o.model = model;
