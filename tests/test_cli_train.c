@@ -192,7 +192,11 @@ static void test_logits(void **state)
     OK_OR_FAIL(file_write(at("ids.txt"), "1, 5\n9 20\n", 10));
     WORKS("eval", "--model", at("r1"), "--tokens", at("ids.txt"));
     FAILS(1, "nofile", "eval", "--model", at("r1"), "--tokens", at("nofile"));
-    FAILS(2, "token 61", "eval", "--model", at("r1"), "--tokens", "1,61");
+    FAILS(2, "no token 61 (use ids from 0 to 60)", "eval", "--model", at("r1"), "--tokens", "1,61");
+    OK_OR_FAIL(file_write(at("beyond.txt"), "1 61", 4));
+    FAILS(1, "beyond.txt: there is no token 61", "eval", "--model", at("r1"), "--tokens", at("beyond.txt"));
+    WORKS("eval", "--model", at("r1"), "--tokens", "1", "--logits", at("one.npy"));
+    assert_string_equal(out_text, "");
     FAILS(2, "'-9' is not a token id", "eval", "--model", at("r1"), "--tokens", "1,5,-9");
     FAILS(2, "one token has nothing to predict", "eval", "--model", at("r1"), "--tokens", "1");
 
@@ -237,7 +241,7 @@ static void test_generate(void **state)
     FAILS(2, "both are given", "generate", "--model", at("r1"), "--prompt", "a", "--prompt-ids", "1");
     FAILS(1, "tokenizer.model", "generate", "--model", at("r1"), "--prompt", "hello");
     FAILS(2, "is not a token id", "generate", "--model", at("r1"), "--prompt-ids", "1,x");
-    FAILS(2, "token 61", "generate", "--model", at("r1"), "--prompt-ids", "1,61");
+    FAILS(2, "no token 61", "generate", "--model", at("r1"), "--prompt-ids", "1,61");
     FAILS(2, "--top-p", "generate", "--model", at("r1"), "--prompt-ids", "1", "--top-p", "0");
     FAILS(2, "--max-tokens 100", "generate", "--model", at("r1"), "--prompt-ids", "1", "--max-tokens", "100");
     WORKS("generate", "--model", at("r1"), "--prompt-ids", "1", "--seed", "5", "--json"); // the default fits itself in
@@ -297,7 +301,11 @@ static void test_text(void **state)
     assert_true(n > 10 && strlen(streamed) >= n && !strncmp(streamed, text, n) && !strcmp(streamed + n, "\n"));
     cJSON_Delete(json);
     free(streamed);
+    FAILS(2, "no token 512", "generate", "--model", at("p"), "--prompt-ids", "1,512");
+    FAILS(2, "no token 450 (use ids from 0 to 399)", "generate", "--model", at("p"), "--prompt-ids", "1,450");
     FAILS(2, "room for 63", "generate", "--model", at("p"), "--prompt-ids", "1", "--max-tokens", "500");
+    OK_OR_FAIL(file_copy(at("r1/step-000006/tokenizer.model"), at("p/step-000060/tokenizer.model")));
+    FAILS(1, "not in the model's vocabulary of 61", "generate", "--model", at("r1"), "--prompt", "The router");
     const char *quiz = "{\"prompt\":\"The router\",\"choices\":[\" chooses\",\" zzzzz\"],\"answer\":0}\n";
     OK_OR_FAIL(file_write(at("quiz.jsonl"), quiz, (long)strlen(quiz)));
     WORKS("eval", "--model", at("p"), "--tasks", at("quiz.jsonl"), "--json");

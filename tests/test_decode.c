@@ -193,10 +193,10 @@ static void test_refused(void **state)
 
     assert_int_equal(kv_append(&kv, 0, token, 41, logits, NULL), ERR_CONFIG); // one too many for a sequence
     token[5] = 13;
-    assert_int_equal(kv_append(&kv, 0, token, 9, logits, NULL), ERR_CONFIG);
+    assert_int_equal(kv_append(&kv, 0, token, 9, logits, NULL), ERR_FORMAT);
     assert_non_null(strstr(fail_message(), "token 13"));
     token[5] = -1;
-    assert_int_equal(kv_append(&kv, 0, token, 9, logits, NULL), ERR_CONFIG);
+    assert_int_equal(kv_append(&kv, 0, token, 9, logits, NULL), ERR_FORMAT);
     token[5] = 3;
     assert_true(kv.length[0] == 0 && kv.free_n == 4);
 

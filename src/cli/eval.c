@@ -49,7 +49,7 @@ static const struct settings settings = {
 static enum status print_evaluation(const struct evaluation *e, const struct tasks *tasks, bool json)
 {
     if (!json) {
-        if (e) {
+        if (e && e->tokens) {
             printf("loss %.6f\nperplexity %.4f\n", e->loss, e->perplexity);
             if (e->bytes) printf("bits per byte %.4f\nbytes %ld\n", e->bits_per_byte, e->bytes);
             printf("tokens %ld\n", e->tokens);
@@ -150,14 +150,24 @@ static enum status eval_ids(struct inference *i, const int *ids, long n, bool js
 {
     struct kv_cache kv;
     double nats = 0;
-    if (n < 2) return fail(ERR_CONFIG, "--tokens: one token has nothing to predict (give two or more)");
     TRY(kv_cache_init(&kv, &i->model, 1, n, n));
     enum status status = score_and_write(&nats, &kv, ids, n);
     kv_cache_free(&kv);
     TRY(status);
-    struct evaluation e = {.tokens = n - 1, .loss = nats / (double)(n - 1), .bits_per_byte = NAN};
+    struct evaluation e = {.tokens = n - 1, .loss = n > 1 ? nats / (double)(n - 1) : NAN, .bits_per_byte = NAN};
     e.perplexity = exp(e.loss);
     return print_evaluation(&e, NULL, json);
+}
+
+// Of one token there are logits, but nothing is predicted.
+static enum status check_ids(const int *ids, long n, long V)
+{
+    bool listed = ids_are_listed(options.tokens);
+    enum status wrong = listed ? ERR_CONFIG : ERR_FORMAT;
+    const char *source = listed ? "--tokens" : options.tokens;
+    if (n < 2 && !options.logits)
+        return fail(wrong, "%s: one token has nothing to predict (give two or more)", source);
+    return ids_check(ids, n, V, wrong, source);
 }
 
 static enum status eval_tokens(const struct common_options *common)
@@ -166,11 +176,11 @@ static enum status eval_tokens(const struct common_options *common)
     int *ids;
     long n;
     TRY(ids_read(&ids, &n, options.tokens, "--tokens"));
-    enum status status = inference_open(&inference, options.model, n < LOGIT_ROWS ? n : LOGIT_ROWS, n);
-    if (status == OK) {
-        status = eval_ids(&inference, ids, n, common->json);
-        inference_close(&inference);
-    }
+    enum status status = inference_start(&inference, options.model);
+    if (status == OK) status = check_ids(ids, n, inference.config.V);
+    if (status == OK) status = inference_load(&inference, n < LOGIT_ROWS ? n : LOGIT_ROWS, n);
+    if (status == OK) status = eval_ids(&inference, ids, n, common->json);
+    inference_close(&inference);
     free(ids);
     return status;
 }

@@ -92,7 +92,6 @@ static enum status write_text(struct inference *i, struct kv_cache *kv, struct s
     TRY(end_ids_read(&ends, &i->model.c, i->folder));
     struct generation g = {.prompt = w->ids, .prompt_n = w->prompt_n, .max_tokens = max_tokens, .ends = &ends,
                            .on_token = on_token, .user = w};
-    TRY(prompt_check(&g, i->model.c.V));
     if (w->text) TRY(text_stream_open(&w->stream, &i->tokenizer, w->ids, w->n, NULL));
     double begin = seconds_now();
     TRY(generate(&finish, kv, 0, sampler, &g));
@@ -188,6 +187,10 @@ static enum status continue_prompt(struct inference *i, const int *prompt, long 
 {
     enum { ROWS = 256 };
     long most = i->config.max_positions, room = most - n, max_tokens = options.sampling.max_tokens;
+    if (options.prompt_ids) { // with a tokenizer they are shown as text, too
+        long V = i->config.V, pieces = i->tokenizer.model ? i->tokenizer.pieces : V;
+        TRY(ids_check(prompt, n, pieces < V ? pieces : V, ERR_CONFIG, "--prompt-ids"));
+    }
     if (room < 0)
         return fail(ERR_CONFIG, "prompt: has %ld tokens, max_position_embeddings is %ld (use a shorter one)", n, most);
     if (max_tokens > room && max_given)

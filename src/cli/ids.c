@@ -29,10 +29,22 @@ enum status ids_parse(int **ids, long *n, const char *text, const char *option)
     return fail(ERR_CONFIG, "%s: no token ids are given (give whole numbers: 1,5,9)", option);
 }
 
+bool ids_are_listed(const char *text_or_file)
+{
+    return text_or_file[strspn(text_or_file, "0123456789, -")] == '\0' && !path_exists(text_or_file);
+}
+
+enum status ids_check(const int *ids, long n, long end, enum status wrong, const char *source)
+{
+    for (long i = 0; i < n; i++)
+        if (ids[i] >= end)
+            return fail(wrong, "%s: there is no token %d (use ids from 0 to %ld)", source, ids[i], end - 1);
+    return OK;
+}
+
 enum status ids_read(int **ids, long *n, const char *text_or_file, const char *option)
 {
-    bool list = text_or_file[strspn(text_or_file, "0123456789, -")] == '\0' && !path_exists(text_or_file);
-    if (list) return ids_parse(ids, n, text_or_file, option);
+    if (ids_are_listed(text_or_file)) return ids_parse(ids, n, text_or_file, option);
     char *text;
     long bytes;
     TRY(file_read(&text, &bytes, text_or_file, 1L << 30));

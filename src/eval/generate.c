@@ -78,19 +78,10 @@ static enum status extend(enum finish *finish, struct kv_cache *kv, long sequenc
     return OK;
 }
 
-enum status prompt_check(const struct generation *g, long V)
-{
-    for (long i = 0; i < g->prompt_n; i++)
-        if (g->prompt[i] < 0 || g->prompt[i] >= V)
-            return fail(ERR_CONFIG, "prompt: token %d is not in the model's vocabulary of %ld", g->prompt[i], V);
-    return OK;
-}
-
 enum status generate(enum finish *finish, struct kv_cache *kv, long sequence, struct sampler *s,
                      const struct generation *g)
 {
     CHECK(g->prompt_n >= 1 && s->V == kv->m->c.V);
-    TRY(prompt_check(g, s->V));
     float *logits = malloc((size_t)s->V * sizeof *logits);
     if (!logits) return fail(ERR_MEMORY, "memory: %ld logits were refused (free some memory)", s->V);
     enum status status = extend(finish, kv, sequence, s, g, logits);

@@ -27,9 +27,6 @@ struct generation {
     enum status (*on_token)(void *user, struct sampled token, bool *stop);
     void *user;
 };
-// ERR_CONFIG where a token of the prompt is not in a vocabulary of V.
-MUST_USE enum status prompt_check(const struct generation *g, long V);
-
 // The prompt goes behind what the sequence holds. Afterwards that holds prompt and text too, but not the last token if
 // nothing was drawn after it. ERR_CONFIG for a prompt that does not fit.
 MUST_USE enum status generate(enum finish *finish, struct kv_cache *kv, long sequence, struct sampler *s,

@@ -144,7 +144,7 @@ enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long
     CHECK(sequence >= 0 && sequence < kv->sequences && n >= 0);
     for (long t = 0; t < n; t++)
         if (token[t] < 0 || token[t] >= m->c.V)
-            return fail(ERR_CONFIG, "token %d: not in the model's vocabulary of %ld (use ids from 0 to %ld)", token[t],
+            return fail(ERR_FORMAT, "token %d: not in the model's vocabulary of %ld (use ids from 0 to %ld)", token[t],
                         m->c.V, m->c.V - 1);
     TRY(pages_take(kv, sequence, n));
     for (long t = 0; t < n; t += m->o.S) {

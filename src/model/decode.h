@@ -28,8 +28,8 @@ void kv_cache_drop(struct kv_cache *kv, long sequence);         // its pages bec
 void kv_cache_cut(struct kv_cache *kv, long sequence, long n);  // only its first n tokens stay
 
 // Appends n tokens to a sequence (in chunks of at most m->o.S rows) and gives the logits (host, f32) of the last one
-// [V] and of every one [n, V]; either may be NULL. ERR_CONFIG when pages or max_tokens run out or a token is not in the
-// vocabulary (nothing appended).
+// [V] and of every one [n, V]; either may be NULL. ERR_CONFIG when pages or max_tokens run out, ERR_FORMAT when a token
+// is not in the vocabulary: its tokenizer has it, the model has not. Either way nothing is appended.
 MUST_USE enum status kv_append(struct kv_cache *kv, long sequence, const int *token, long n, float *last_logits,
                                float *all_logits);
 
