@@ -131,7 +131,7 @@ static void try_layout(const struct layout_row *row)
     train(&t, &w);
     check_owners(&t, t.o.layout.zero);
     trainer_close(&t);
-    if (speaks) compare_runs(at(name_of("ref", c->name)), at(run), row->exact, c->bf16, CLOSE_STEPS);
+    if (speaks) compare_runs(at(name_of("ref", c->name)), at(run), c, row->exact, CLOSE_STEPS);
     if (speaks) compare_gradients(at(name_of("gradients", c->name)), at(gradients), row->exact, c->bf16, 5);
 
     // Initial weights, tensor by tensor; a checkpoint of one layout read and written by another.
@@ -187,7 +187,7 @@ static void relay(void)
     WORDS(&w, "--replay-routing", at(name_of("routing", c->name)));
     train(&t, &w);
     trainer_close(&t);
-    if (n == 6 && transport_rank() == 0) compare_runs(at(name_of("short", c->name)), at("relay"), false, false, 6);
+    if (n == 6 && transport_rank() == 0) compare_runs(at(name_of("short", c->name)), at("relay"), c, false, 6);
 }
 
 static void as_rank(void **state)
