@@ -79,6 +79,12 @@ static void test_without_effect(void **state)
         OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", option[i % 4]));
         OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", "--moe-aux-loss", how));
         assert_true(train_balance_rule(&o).alpha_max == 0);
+        if (!strstr(name, "-xi") && !strstr(name, "-beta")) continue;
+        assert_int_equal(RESOLVE(&o, set, &c, "--model", "m", "--no-moe-aux-loss-adaptive", option[i % 4]), ERR_CONFIG);
+        if (!strstr(fail_message(), name) || !strstr(fail_message(), "fixed")) fail_msg("%s", fail_message());
+        assert_int_equal(RESOLVE(&o, set, &c, "--model", "m", "--moe-aux-loss", "switch", option[i % 4]), ERR_CONFIG);
+        OK_OR_FAIL(RESOLVE(&o, set, &c, "--model", "m", "--moe-aux-loss", "switch", "--moe-aux-loss-adaptive",
+                           option[i % 4]));
     }
 }
 

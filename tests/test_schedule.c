@@ -126,6 +126,7 @@ static void test_refused(void **state)
         {"--moe-router-topk=3", "--num-experts=0", "--moe-router-topk 3: a dense model"},
         {"--wsd-decay-steps=5", "--lr-schedule=cosine", "--wsd-decay-steps: only --lr-schedule wsd"},
         {"--min-lr=1e-3", "--lr=1e-4", "--min-lr 0.001: is above --lr 0.0001"},
+        {"--min-lr=1e-5", "--lr-schedule=constant", "--min-lr: --lr-schedule constant"},
     };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         struct config c = dense;
@@ -139,7 +140,7 @@ static void test_refused(void **state)
     struct settings s = train_settings(&o);
     OK_OR_FAIL(settings_dump(&text, &s));
     for (size_t i = 1; i < sizeof refused / sizeof *refused; i++) {
-        OK_OR_FAIL(PARSE(&o, set, "--output", "r", "--resume", refused[i][0]));
+        OK_OR_FAIL(PARSE(&o, set, "--output", "r", "--resume", refused[i][0], refused[i][1]));
         assert_int_equal(train_options_resume(&o, set, text, "ckpt"), ERR_CONFIG);
         if (!strstr(fail_message(), refused[i][2])) fail_msg("%s", fail_message());
     }

@@ -158,7 +158,10 @@ static enum status check_schedule(const struct train_options *o, const bool *set
 {
     if (set && set[row_of("wsd-decay-steps")] && strcmp(o->lr_schedule, "wsd") != 0)
         return fail(ERR_CONFIG, "--wsd-decay-steps: only --lr-schedule wsd has them (leave it out)");
-    if (o->min_lr > o->lr && strcmp(o->lr_schedule, "constant") != 0)
+    bool constant = !strcmp(o->lr_schedule, "constant");
+    if (set && set[row_of("min-lr")] && constant)
+        return fail(ERR_CONFIG, "--min-lr: --lr-schedule constant never leaves --lr (leave it out)");
+    if (o->min_lr > o->lr && !constant)
         return fail(ERR_CONFIG, "--min-lr %g: is above --lr %g (use at most that)", o->min_lr, o->lr);
     return OK;
 }
@@ -284,6 +287,17 @@ static enum status resolve_shape(struct train_options *o, const bool *set, struc
     return OK;
 }
 
+// What was given though the coefficient stays as it is.
+static enum status check_fixed(const bool *set)
+{
+    static const char *const of_adapting[] = {"moe-aux-loss-xi", "moe-aux-loss-beta"};
+    for (size_t i = 0; i < sizeof of_adapting / sizeof *of_adapting; i++)
+        if (set[row_of(of_adapting[i])])
+            return fail(ERR_CONFIG, "--%s: the coefficient is fixed (leave it out, or give --moe-aux-loss-adaptive)",
+                        of_adapting[i]);
+    return OK;
+}
+
 // What was given though this way of balancing has no loss that it could shape.
 static enum status check_loss(const struct train_options *o, const bool *set)
 {
@@ -327,6 +341,7 @@ static enum status resolve_balance(struct train_options *o, const bool *set, con
         return fail(ERR_CONFIG, "--moe-aux-loss-adaptive: --moe-aux-loss %s leaves nothing to adapt (leave it out)",
                     o->aux_loss);
     if (none && c->E && set) TRY(check_loss(o, set));
+    if (!none && !o->aux_adaptive && c->E && set) TRY(check_fixed(set));
     if (c->E && set && set[row_of("moe-virtual-capacity-factor")]) TRY(check_virtual(o));
     if (!bias && set && set[row_of("moe-bias-rate")])
         return fail(ERR_CONFIG, "--moe-bias-rate: only --moe-aux-loss bias has one (leave it out)");
