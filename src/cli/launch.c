@@ -190,9 +190,7 @@ static void add_mpirun(struct words *w)
     if (!open_mpi) return;
     static const char *const shared[] = {"--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"};
     for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) add(w, shared[i]);
-    if (geteuid() != 0) return;
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    if (geteuid() == 0) add(w, "--allow-run-as-root");
 }
 
 // Debian names both kinds of mpirun; elsewhere there is one.
