@@ -18,7 +18,7 @@ struct bench_row {
     double roof;               // median of what the probe says, in `unit`; 0: none
     struct quartiles fraction; // of the roof
     double target;             // wanted fraction; 0: none
-    long pairs;                // slices
+    long pairs;                // slices of work with a slice of the probe on either side
 };
 
 // Work of one call: `amount` in the probe's unit (operations or bytes), `items` in the row's (tokens, GFLOP).
@@ -29,9 +29,13 @@ struct bench_work {
     double amount, items;
 };
 
-// 20 pairs of slices of less than 200 ms. Calls that take longer are slices of their own, and of them there may be
-// fewer: the pairs end after `seconds`, but not before 3. The first call is not counted.
+// At least 20 slices, of less than 200 ms: short calls make one together, long ones have several (bench_sliced).
+// Quartiles are of 20 figures, or of as many calls as fit in `seconds`, at least 3, where one takes 2 seconds and more.
+// The first call is not counted.
 void bench_measure(struct bench_row *r, const struct bench_work *w, double seconds);
+
+// The table k, but before a product a slice of bench_measure may end. One such table at a time.
+const struct kernels *bench_sliced(const struct kernels *k);
 
 // Adds a row and measures it. The caller fills in the shape.
 struct bench_row *bench_add(const char *name, const char *unit, double target);

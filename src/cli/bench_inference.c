@@ -48,6 +48,7 @@ static enum status open_model(struct decoding *d, const struct config *c, enum q
     struct model_options o = {.dtype = BF16, .B = 1, .S = CONTEXT, .positions = CONTEXT + ROOM,
                               .rule = moe_rule_inference, .weights = weights};
     TRY(model_init(&d->m, c, &o));
+    d->m.x.k = bench_sliced(d->m.x.k);
     TRY(fill_weights(&d->m));
     for (int i = 0; i < CONTEXT; i++) d->token[i] = (int)((i * 7919L + 13) % c->V);
     d->logits = malloc((size_t)c->V * sizeof *d->logits);

@@ -114,6 +114,7 @@ static enum status bench_steps(const char *name, const struct config *c, struct 
     long before = resident_bytes(), planned = plan.parameters + plan.gradients + plan.saved + plan.scratch;
     resident_peak_restart();
     TRY(model_init(&m, c, &o));
+    m.x.k = bench_sliced(m.x.k);
     enum status status = with_optimizer(&m, name, target, predicted, reached, planned, before);
     model_free(&m);
     return status;
