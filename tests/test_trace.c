@@ -203,7 +203,8 @@ static void test_refused(void **state)
     assert_non_null(strstr(fail_message(), "--dump-routing"));
 }
 
-// Where routing cannot be written, or stands already, no run is begun. The file may lie in the run's folder.
+// Where routing or gradients cannot be written, or routing stands already, no run is begun. Both may lie in the run's
+// folder.
 static void test_place_of_dump(void **state)
 {
     (void)state;
@@ -214,7 +215,14 @@ static void test_place_of_dump(void **state)
     assert_int_equal(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("kept.jsonl")), ERR_IO);
     assert_non_null(strstr(fail_message(), "kept.jsonl: exists already"));
     assert_false(path_exists(at("placed")));
-    OK_OR_FAIL(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("placed/r.jsonl"), "--train-steps", "2"));
+    assert_int_equal(OPEN(&t, SHORT, "--output", at("placed"), "--dump-gradients", at("kept.jsonl/g")), ERR_IO);
+    assert_false(path_exists(at("placed")));
+    assert_int_equal(OPEN(&t, SHORT, "--output", at("placed"), "--dump-gradients", at("placed/g"), "--dump-routing",
+                          at("kept.jsonl")), ERR_IO);
+    assert_false(path_exists(at("placed")));
+    OK_OR_FAIL(OPEN(&t, SHORT, "--output", at("placed"), "--dump-routing", at("placed/r.jsonl"), "--dump-gradients",
+                    at("placed/g"), "--train-steps", "2"));
+    assert_true(path_is_folder(at("placed/g")));
     OK_OR_FAIL(trainer_run(&t));
     trainer_close(&t);
     assert_int_equal(OPEN(&t, "--output", at("placed"), "--resume", "--train-steps", "3", "--dump-routing",

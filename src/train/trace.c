@@ -64,7 +64,6 @@ enum status gradients_write(const char *folder, const struct zero *z)
 {
     char path[PATH_LENGTH];
     struct param_list list;
-    TRY(agree(transport_rank() == 0 ? folder_make(folder) : OK));
     TRY(agree(path_join(path, folder, "gradients.safetensors")));
     TRY(agree(param_list_of(&list, &z->m->c, NULL)));
     struct tensor_plan *plan = calloc((size_t)list.n, sizeof *plan);

@@ -7,7 +7,7 @@
 #include "parallel/zero.h"
 
 // FOLDER/gradients.safetensors: every gradient of the model in f32 under its parameter's name, from the ranks that own
-// them. All ranks call, and fail together.
+// them. The folder exists. All ranks call, and fail together.
 MUST_USE enum status gradients_write(const char *folder, const struct zero *z);
 
 // ---- routing, one JSON object a line: {step, layer, token, experts, weights, dropped} ----

@@ -167,12 +167,18 @@ static enum status make_run_folder(struct trainer *t)
     return metrics_open(&t->metrics, t->o.output, t->state.step);
 }
 
-// Before the run's files: one that cannot be written begins no run. It may lie in the run folder, so that one is first.
-static enum status open_dump(struct trainer *t)
+// Before the run's files: what cannot be written begins no run. It may lie in the run folder, so that one is first.
+static enum status open_dumps(struct trainer *t)
 {
+    if (!t->o.dump_gradients && !t->o.dump_routing) return OK;
     bool first = transport_rank() == 0, made = first && !path_exists(t->o.output);
     TRY(agree(first ? folder_make(t->o.output) : OK));
-    enum status status = agree(routing_write_open(&t->routing, t->o.dump_routing, &t->model));
+    enum status status = OK;
+    bool made_gradients = first && t->o.dump_gradients && !path_exists(t->o.dump_gradients);
+    if (t->o.dump_gradients) status = agree(first ? folder_make(t->o.dump_gradients) : OK);
+    if (status == OK && t->o.dump_routing)
+        status = agree(routing_write_open(&t->routing, t->o.dump_routing, &t->model));
+    if (status != OK && made_gradients) rmdir(t->o.dump_gradients);
     if (status != OK && made) rmdir(t->o.output);
     return status;
 }
@@ -371,7 +377,7 @@ static enum status open_all(struct trainer *t, const bool *set)
     if (t->o.replay_routing)
         TRY(agree(routing_read_open(&t->replayed, t->o.replay_routing, &t->config, t->o.global_batch * t->o.S,
                                     t->state.step + 1, t->o.train_steps)));
-    if (t->o.dump_routing) TRY(open_dump(t));
+    TRY(open_dumps(t));
     TRY(agree(make_run_folder(t)));
     TRY(agree(see_run_folder(t)));
     if (!t->o.resume) TRY(alive_open(t->o.output));
