@@ -3,8 +3,8 @@
 #include "base/log.h"
 #include "cli/bench.h"
 
-// A slice ends with the next product after slice_most, which leaves products time to keep it below 200 ms. Of calls
-// that take longer than long_call there are fewer than PAIRS.
+// A slice ends with the next product after slice_most, which leaves most products time to keep it below 200 ms. Of
+// calls that take longer than long_call there are fewer than PAIRS.
 enum { PAIRS = 20, PAIRS_LEAST = 3 };
 static const double slice_least = 0.06, slice_most = 0.12, probe_seconds = 0.02, long_call = 2;
 
