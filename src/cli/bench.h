@@ -29,10 +29,9 @@ struct bench_work {
     double amount, items;
 };
 
-// At least 20 slices: short calls make one together, long ones have several (bench_sliced), of less than 200 ms unless a
-// single product, or work without products, takes longer.
-// Quartiles are of 20 figures, or of as many calls as fit in `seconds`, at least 3, where one takes 2 seconds and more.
-// The first call is not counted.
+// At least 20 slices, of less than 200 ms unless a single product, or work without products, takes longer: short calls
+// make one together, long ones have several (bench_sliced). Quartiles are of 20 figures, or of as many calls as fit in
+// `seconds`, at least 3, where one takes 2 seconds and more. The first call is not counted.
 void bench_measure(struct bench_row *r, const struct bench_work *w, double seconds);
 
 // The table k, but before a product a slice of bench_measure may end. One such table at a time.
