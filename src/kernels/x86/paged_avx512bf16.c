@@ -255,39 +255,60 @@ struct few { // what one query has so far
 // Asks for the lines of a tile's keys or values, along its rows, before their turn comes: one at a time between other
 // work, for memory takes only so many requests at once.
 struct fetch {
-    const uint16_t *const *row;
-    long next, channel, channels; // the next line; of the heads that are wanted
+    const uint16_t *at, *end; // the next line; the row's end
+    const uint16_t *const *row, *const *beyond;
+    long channels; // of the heads that are wanted
 };
 
-static inline bool fetch_line(struct fetch *f)
+static struct fetch fetch_of(const uint16_t *const row[K_TILE], long channels)
 {
-    if (f->next >= K_TILE || !f->row[f->next]) return false;
-    _mm_prefetch((const char *)(f->row[f->next] + f->channel), _MM_HINT_T1);
-    f->channel += NUMBERS;
-    if (f->channel >= f->channels) f->channel = 0, f->next++;
+    return (struct fetch){.row = row, .beyond = row + K_TILE, .channels = channels};
+}
+
+static bool fetch_row(struct fetch *f)
+{
+    if (f->row == f->beyond || !*f->row) return false;
+    f->at = *f->row++;
+    f->end = f->at + f->channels;
     return true;
 }
 
-static inline vf fetching(struct fetch *f, const uint16_t *row, long c, long C)
+static inline bool fetch_line(struct fetch *f)
+{
+    if (f->at >= f->end && !fetch_row(f)) return false;
+    _mm_prefetch((const char *)f->at, _MM_HINT_T1);
+    f->at += NUMBERS;
+    return true;
+}
+
+// Numbers of a row from c on. Whole rows are those of a tile of which every key is seen, in whole vectors. Memory drops
+// requests that it has no room for: of a whole row the line that comes `ahead` numbers later is asked for again.
+static inline __attribute__((always_inline)) vf fetching(const bool whole, struct fetch *f, const uint16_t *row, long c,
+                                                         long C, long ahead)
 {
     fetch_line(f);
-    return pairs_or_zero(row ? row + c : NULL, 0, C);
+    if (!whole) return pairs_or_zero(row ? row + c : NULL, 0, C);
+    _mm_prefetch((const char *)(row + c + ahead), _MM_HINT_T1);
+    return load_bytes(row + c);
 }
 
 enum { PARTS = K_TILE / LANES };
 
 // Scores of n queries with the keys of a tile, whose head begins at channel `at`. Keys are turned in registers.
-static inline __attribute__((always_inline)) void few_scores(const int n, vf score[FEW][PARTS], const struct few *s,
-                                                             const struct paged *x, const uint16_t *const row[K_TILE],
-                                                             long at, struct fetch *f)
+static inline __attribute__((always_inline)) void few_scores(const int n, const bool whole, vf score[FEW][PARTS],
+                                                             const struct few *s, const struct paged *x,
+                                                             const uint16_t *const row[K_TILE], long at,
+                                                             struct fetch *fetch)
 {
+    struct fetch f = *fetch;
     for (int i = 0; i < n; i++)
         for (int j = 0; j < PARTS; j++) score[i][j] = vf_zero();
     for (long c = 0; c < x->C; c += NUMBERS)
         for (int j = 0; j < PARTS; j++) {
-            const long pairs = least(LANES, (x->C - c) / 2);
+            const long pairs = whole ? LANES : least(LANES, (x->C - c) / 2);
             vf v[LANES];
-            for (long i = 0; i < LANES; i++) v[i] = fetching(f, row[j * LANES + i], at + c, x->C - c);
+#pragma GCC unroll 16
+            for (long i = 0; i < LANES; i++) v[i] = fetching(whole, &f, row[j * LANES + i], at + c, x->C - c, NUMBERS);
             transpose(v);
             for (int i = 0; i < n; i++) {
                 vf sum = score[i][j];
@@ -301,6 +322,7 @@ static inline __attribute__((always_inline)) void few_scores(const int n, vf sco
                 score[i][j] = sum;
             }
         }
+    *fetch = f;
 }
 
 // What a query makes of its scores: the factor of what it had, and p in pairs of keys.
@@ -329,11 +351,13 @@ static vf few_weights(struct few *s, float pairs[K_TILE / 2], vf score[PARTS], c
 }
 
 // The channels of o from c on, `chunks` times NUMBERS, of n queries go on over the pairs of a tile.
-static inline __attribute__((always_inline)) void few_values(const int n, const int chunks, struct few *s,
-                                                             const vf shrink[FEW], float (*pairs)[K_TILE / 2],
-                                                             const struct paged *x, const uint16_t *const row[K_TILE],
-                                                             long at, long c, struct fetch *f)
+static inline __attribute__((always_inline)) void few_values(const int n, const int chunks, const bool whole,
+                                                             struct few *s, const vf shrink[FEW],
+                                                             float (*pairs)[K_TILE / 2], const struct paged *x,
+                                                             const uint16_t *const row[K_TILE], long at, long c,
+                                                             struct fetch *fetch)
 {
+    struct fetch f = *fetch;
     vf sum[FEW][8];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < 2 * chunks; j++) sum[i][j] = vf_mul(load_f32(s[i].o + c + j * LANES), shrink[i]);
@@ -341,8 +365,8 @@ static inline __attribute__((always_inline)) void few_values(const int n, const 
         vf v[8];
         for (int j = 0; j < chunks; j++) {
             long from = c + j * NUMBERS;
-            vf first = fetching(f, row[r], at + from, x->C - from);
-            interleave(v + 2 * j, first, fetching(f, row[r + 1], at + from, x->C - from));
+            vf first = fetching(whole, &f, row[r], at + from, x->C - from, chunks * NUMBERS);
+            interleave(v + 2 * j, first, fetching(whole, &f, row[r + 1], at + from, x->C - from, chunks * NUMBERS));
         }
         for (int i = 0; i < n; i++) {
             __m512bh p = (__m512bh)vf_all(pairs[i][r / 2]);
@@ -351,32 +375,37 @@ static inline __attribute__((always_inline)) void few_values(const int n, const 
     }
     for (int i = 0; i < n; i++)
         for (int j = 0; j < 2 * chunks; j++) store_f32(s[i].o + c + j * LANES, sum[i][j]);
+    *fetch = f;
 }
 
 // n queries of a kv head, which begins at channel `at`, meet a tile.
-static inline __attribute__((always_inline)) void few_meet(const int n, struct few *s, const struct paged *x,
-                                                           const struct tile_rows *rows, long at, long tile,
-                                                           struct fetch *k, struct fetch *v)
+static inline __attribute__((always_inline)) void few_meet(const int n, const bool whole, struct few *s,
+                                                           const struct paged *x, const struct tile_rows *rows,
+                                                           long at, long tile, struct fetch *k, struct fetch *v)
 {
     const int most = n <= 2 ? 4 : n <= 5 ? 2 : 1; // chunks whose sums fit into registers
     vf score[FEW][PARTS], shrink[FEW];
     float pairs[FEW][K_TILE / 2];
-    few_scores(n, score, s, x, rows->k, at, k);
+    few_scores(n, whole, score, s, x, rows->k, at, k);
     for (int i = 0; i < n; i++) shrink[i] = few_weights(&s[i], pairs[i], score[i], x, tile);
     long c = 0;
-    for (; c + most * NUMBERS <= x->wide; c += most * NUMBERS)
-        few_values(n, most, s, shrink, pairs, x, rows->v, at, c, v);
-    for (; c < x->wide; c += NUMBERS) few_values(n, 1, s, shrink, pairs, x, rows->v, at, c, v);
+    for (; most >= 4 && c + 4 * NUMBERS <= x->wide; c += 4 * NUMBERS)
+        few_values(n, 4, whole, s, shrink, pairs, x, rows->v, at, c, v);
+    for (; most >= 2 && c + 2 * NUMBERS <= x->wide; c += 2 * NUMBERS)
+        few_values(n, 2, whole, s, shrink, pairs, x, rows->v, at, c, v);
+    for (; c < x->wide; c += NUMBERS) few_values(n, 1, whole, s, shrink, pairs, x, rows->v, at, c, v);
 }
 
-static void few_queries(long n, struct few *s, const struct paged *x, const struct tile_rows *rows, long at, long tile,
-                        struct fetch *k, struct fetch *v)
+static void few_queries(long n, bool whole, struct few *s, const struct paged *x, const struct tile_rows *rows, long at,
+                        long tile, struct fetch *k, struct fetch *v)
 {
-    switch (n) {
-#define QUERIES(n) case n: few_meet(n, s, x, rows, at, tile, k, v); break;
-        QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6) QUERIES(7)
+    switch (2 * n + whole) {
+#define QUERIES(n)                                                                                                     \
+    case 2 * (n): few_meet(n, false, s, x, rows, at, tile, k, v); break;                                               \
+    case 2 * (n) + 1: few_meet(n, true, s, x, rows, at, tile, k, v); break;
+        QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6) QUERIES(7) QUERIES(8)
 #undef QUERIES
-    default: few_meet(FEW, s, x, rows, at, tile, k, v);
+    default: CHECK(false);
     }
 }
 
@@ -397,17 +426,17 @@ static void run_few(const struct paged *x, const struct run *r, long g, long hea
     struct tile_rows rows[2];
     long first = r->first / K_TILE * K_TILE, channels = heads * x->C;
     find_rows(&rows[first / K_TILE % 2], x, r, g, first);
-    struct fetch k = {.row = rows[first / K_TILE % 2].k, .channels = channels}, v = k;
-    v.row = rows[first / K_TILE % 2].v;
+    struct fetch k = fetch_of(rows[first / K_TILE % 2].k, channels), v = fetch_of(rows[first / K_TILE % 2].v, channels);
     while (fetch_line(&k) && fetch_line(&v)) continue;
     for (long tile = first; tile <= r->last; tile += K_TILE) {
         const struct tile_rows *now = &rows[tile / K_TILE % 2];
         struct tile_rows *next = &rows[(tile / K_TILE + 1) % 2];
         find_rows(next, x, r, g, tile + K_TILE);
-        k = (struct fetch){.row = next->k, .channels = channels};
-        v = (struct fetch){.row = next->v, .channels = channels};
+        k = fetch_of(next->k, channels);
+        v = fetch_of(next->v, channels);
+        bool whole = tile >= r->first && tile + K_TILE <= r->last + 1 && x->C % NUMBERS == 0;
         for (long h = 0; h < heads; h++)
-            few_queries(r->queries, &few[h * r->queries], x, now, h * x->C, tile, &k, &v);
+            few_queries(r->queries, whole, &few[h * r->queries], x, now, h * x->C, tile, &k, &v);
     }
     for (long i = 0; i < heads * r->queries; i++) {
         vf part = vf_div(vf_all(1.0f), vf_all(few[i].sum));
