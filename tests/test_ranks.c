@@ -205,8 +205,11 @@ static void test_planned_split(void **state)
     OK_OR_FAIL(folder_remove(at("planned")));
     WORKS("launch", "-n", "2", "--", "train", JOB, "--output", at("planned"), "--train-steps", "2",
           "--pipeline-parallel-size", "2", "--layer-split", "auto", "--recompute", "full", "--recompute-layers",
-          "auto");
+          "auto", "--peak-tflops", "0.5");
     assert_non_null(strstr(err_text, "planner: --layer-split "));
+    struct rows r = read_rows(at("planned"), "loss");
+    assert_true(fabs(number(r.row[0], "mfu") / number(r.row[0], "tflops") - 1) < 1e-9); // the peak of two ranks
+    free_rows(&r);
     checkpoint_loads("planned", 2);
 }
 

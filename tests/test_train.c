@@ -110,6 +110,25 @@ static void test_log(void **state)
     assert_true(path_exists(at("log-run/step-000030/model.safetensors")) && path_exists(at("log-run/latest")));
 }
 
+// The share of a peak that each call is told anew.
+static void test_mfu(void **state)
+{
+    (void)state;
+    static struct trainer t;
+    OK_OR_FAIL(OPEN(&t, "--data", at("text"), "--model", at("moe.json"), "--output", at("mfu"), MOE_RUN,
+                    "--train-steps", "1", "--eval-interval", "0", "--peak-tflops", "0.5"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    OK_OR_FAIL(OPEN(&t, "--resume", "--output", at("mfu"), "--train-steps", "2", "--peak-tflops", "0.25"));
+    OK_OR_FAIL(trainer_run(&t));
+    trainer_close(&t);
+    struct rows r = read_rows(at("mfu"), "loss");
+    assert_int_equal(r.n, 2);
+    for (long i = 0; i < 2; i++)
+        assert_true(fabs(number(r.row[i], "mfu") * (i ? 0.25 : 0.5) / number(r.row[i], "tflops") - 1) < 1e-9);
+    free_rows(&r);
+}
+
 // The drop rate follows from the counts and the capacity: ceil(1.1 * 2 * 96 / 4) = 53 with all in one micro-batch.
 static void test_drop_rate(void **state)
 {
@@ -457,7 +476,7 @@ int main(void)
         cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_stop),
         cmocka_unit_test(test_init),           cmocka_unit_test(test_memory_limit),
         cmocka_unit_test(test_sources),        cmocka_unit_test(test_data_skip),
-        cmocka_unit_test(test_wrong_data),
+        cmocka_unit_test(test_wrong_data),     cmocka_unit_test(test_mfu),
     };
     return cmocka_run_group_tests(tests, training_set_up, remove_temporary);
 }

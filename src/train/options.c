@@ -67,6 +67,8 @@ const struct setting train_rows[] = {
     {"eval-tokens", SETTING_LONG, AT(eval_tokens), "65536", 0, HUGE_STEPS, NULL, "tokens of one evaluation; 0: all"},
     {"log-interval", SETTING_LONG, AT(log_interval), "10", 1, HUGE_STEPS, NULL,
      "steps between progress lines (metrics.jsonl has every step)"},
+    {"peak-tflops", SETTING_REAL, AT(peak_tflops), "0", 0, 1e9, NULL,
+     "the best a rank could do, as bench prints it: mfu of metrics.jsonl is the share of it; 0: unknown, mfu is null"},
 
     {"num-experts", SETTING_LONG, AT(num_experts), NULL, 0, 4096, NULL,
      "--model: experts of each layer; default: what config.json says"},
@@ -172,7 +174,8 @@ static enum status check_schedule(const struct train_options *o, const bool *set
 static const char *const overridable[] = {
     "output", "resume", "data-restart", "train-steps", "lr", "min-lr", "lr-schedule", "lr-warmup-steps",
     "lr-decay-steps", "wsd-decay-steps", "save-interval", "keep", "eval-interval", "log-interval",
-    "memory-limit-gib", "comm-timeout", "print-grid", "dump-gradients", "dump-routing", "replay-routing",
+    "peak-tflops", "memory-limit-gib", "comm-timeout", "print-grid", "dump-gradients", "dump-routing",
+    "replay-routing",
 };
 
 // Where a run's ranks sit is the business of each call: all of these come from the command line as soon as one does.

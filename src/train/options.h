@@ -25,6 +25,7 @@ struct train_options {
     bool document_mask;
     double memory_limit_gib;
     long save_interval, keep, eval_interval, eval_tokens, log_interval;
+    double peak_tflops; // of one rank; 0: unknown
     bool eval_required; // --eval-interval was given: validation data must exist. Set by trainer_open, no row
 
     long num_experts, topk;

@@ -72,7 +72,8 @@ static void put_step(struct json_out *o, const struct trainer *t)
     json_put_real(o, "step_time_s", r->seconds);
     json_put_real(o, "tokens_per_s", (double)(t->o.global_batch * t->o.S) / r->seconds);
     json_put_real(o, "tflops", r->tflops);
-    json_put_null(o, "mfu");
+    if (t->o.peak_tflops > 0) json_put_real(o, "mfu", r->tflops / (t->o.peak_tflops * (double)t->grid.world.size));
+    else json_put_null(o, "mfu");
     json_put_real(o, "exposed_comm_s", r->exposed);
     if (t->grid.world.size > 1) {
         json_put_long(o, "sent_bytes", r->sent.near + r->sent.far);
