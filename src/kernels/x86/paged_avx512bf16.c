@@ -265,31 +265,25 @@ static struct fetch fetch_of(const uint16_t *const row[K_TILE], long channels)
     return (struct fetch){.row = row, .beyond = row + K_TILE, .channels = channels};
 }
 
-static bool fetch_row(struct fetch *f)
+static inline __attribute__((always_inline)) void fetch_line(struct fetch *f)
 {
-    if (f->row == f->beyond || !*f->row) return false;
-    f->at = *f->row++;
-    f->end = f->at + f->channels;
-    return true;
-}
-
-static inline bool fetch_line(struct fetch *f)
-{
-    if (f->at >= f->end && !fetch_row(f)) return false;
+    if (f->at >= f->end) {
+        if (f->row == f->beyond) return;
+        f->at = *f->row++;
+        f->end = f->at + f->channels;
+    }
     _mm_prefetch((const char *)f->at, _MM_HINT_T1);
     f->at += NUMBERS;
-    return true;
 }
 
-// Numbers of a row from c on. Whole rows are those of a tile of which every key is seen, in whole vectors. Memory drops
-// requests that it has no room for: of a whole row the line that comes `ahead` numbers later is asked for again.
+// Numbers of a row from c on, C of the head. Memory drops requests that it has no room for: the line that comes `ahead`
+// numbers later is asked for again.
 static inline __attribute__((always_inline)) vf fetching(const bool whole, struct fetch *f, const uint16_t *row, long c,
                                                          long C, long ahead)
 {
     fetch_line(f);
-    if (!whole) return pairs_or_zero(row ? row + c : NULL, 0, C);
     _mm_prefetch((const char *)(row + c + ahead), _MM_HINT_T1);
-    return load_bytes(row + c);
+    return whole ? load_bytes(row + c) : row_pairs(row + c, C);
 }
 
 enum { PARTS = K_TILE / LANES };
@@ -409,6 +403,15 @@ static void few_queries(long n, bool whole, struct few *s, const struct paged *x
     }
 }
 
+// Rows that nobody sees become rows of zeros, which are as good as any.
+static void find_few_rows(struct tile_rows *rows, const struct paged *x, const struct run *r, long g, long tile,
+                          const uint16_t *zeros)
+{
+    find_rows(rows, x, r, g, tile);
+    for (long j = 0; j < K_TILE; j++)
+        if (!rows->k[j]) rows->k[j] = rows->v[j] = zeros;
+}
+
 // kv heads [g, g + heads)
 static void run_few(const struct paged *x, const struct run *r, long g, long heads, char *base)
 {
@@ -425,18 +428,15 @@ static void run_few(const struct paged *x, const struct run *r, long g, long hea
     }
     struct tile_rows rows[2];
     long first = r->first / K_TILE * K_TILE, channels = heads * x->C;
-    find_rows(&rows[first / K_TILE % 2], x, r, g, first);
-    struct fetch k = fetch_of(rows[first / K_TILE % 2].k, channels), v = fetch_of(rows[first / K_TILE % 2].v, channels);
-    while (fetch_line(&k) && fetch_line(&v)) continue;
+    const uint16_t *zeros = memset(take(&at, round_up(channels, 2) / 2), 0, (size_t)channels * sizeof *zeros);
+    find_few_rows(&rows[first / K_TILE % 2], x, r, g, first, zeros);
     for (long tile = first; tile <= r->last; tile += K_TILE) {
         const struct tile_rows *now = &rows[tile / K_TILE % 2];
         struct tile_rows *next = &rows[(tile / K_TILE + 1) % 2];
-        find_rows(next, x, r, g, tile + K_TILE);
-        k = fetch_of(next->k, channels);
-        v = fetch_of(next->v, channels);
-        bool whole = tile >= r->first && tile + K_TILE <= r->last + 1 && x->C % NUMBERS == 0;
+        find_few_rows(next, x, r, g, tile + K_TILE, zeros);
+        struct fetch k = fetch_of(next->k, channels), v = fetch_of(next->v, channels);
         for (long h = 0; h < heads; h++)
-            few_queries(r->queries, whole, &few[h * r->queries], x, now, h * x->C, tile, &k, &v);
+            few_queries(r->queries, x->C % NUMBERS == 0, &few[h * r->queries], x, now, h * x->C, tile, &k, &v);
     }
     for (long i = 0; i < heads * r->queries; i++) {
         vf part = vf_div(vf_all(1.0f), vf_all(few[i].sum));
@@ -451,7 +451,7 @@ static long scratch_bytes(const struct paged *x, long rows, long heads)
 {
     long C = x->C, strips = rows * x->group / STRIP + 1, few = heads * FEW;
     long tiles = K_TILE * C + K_TILE / 2 * x->wide + 2 * K_TILE * STRIP + 1024;
-    return 4 * (tiles + strips * ((C / 2 + x->wide) * STRIP + 256) + few * (C + x->wide + 128));
+    return 4 * (tiles + strips * ((C / 2 + x->wide) * STRIP + 256) + few * (2 * C + x->wide + 128));
 }
 
 static void attention_paged(el *o, const el *qkv, struct kv_view kv, long T, long H, long G, long C, long window,
