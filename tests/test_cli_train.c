@@ -216,6 +216,21 @@ static void test_logits(void **state)
     FAILS(1, "ids.txt", "eval", "--model", at("r1"), "--tokens", at("ids.txt"), "--logits", at("ids.txt/x.npy"));
 }
 
+// Both streams in one file, as a pipe to `tee` has them: what was generated stands before what is said about it.
+static void test_generate_order(void **state)
+{
+    (void)state;
+    char line[2 * PATH_LENGTH + 128], printed[1024];
+    snprintf(line, sizeof line, "%s generate --model %s --prompt-ids 1,5,9 --temperature 0 --max-tokens 3 2>&1", program,
+             at("r1"));
+    FILE *pipe = popen(line, "r");
+    assert_non_null(pipe);
+    printed[fread(printed, 1, sizeof printed - 1, pipe)] = '\0';
+    assert_int_equal(pclose(pipe), 0);
+    const char *ids = strstr(printed, "[1,5,9"), *said = strstr(printed, "3 prompt tokens");
+    if (!ids || !said || ids > said) fail_msg("printed: %s", printed);
+}
+
 static void test_generate(void **state)
 {
     (void)state;
@@ -328,7 +343,8 @@ int main(void)
         cmocka_unit_test(test_shards_of_the_optimizer),
         cmocka_unit_test(test_train_says),    cmocka_unit_test(test_signals),
         cmocka_unit_test(test_eval),          cmocka_unit_test(test_logits),
-        cmocka_unit_test(test_generate),      cmocka_unit_test(test_text),
+        cmocka_unit_test(test_generate),      cmocka_unit_test(test_generate_order),
+        cmocka_unit_test(test_text),
     };
     return cmocka_run_group_tests(tests, set_up, remove_temporary);
 }

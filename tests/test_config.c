@@ -316,7 +316,7 @@ static void test_unsayable(void **state)
     assert_non_null(strstr(fail_message(), "--moe-gate-norm-std"));
     c = tiny_moe(); // 4 heads of 6 with hidden size 10
     assert_int_equal(config_write(&text, &c), ERR_CONFIG);
-    assert_non_null(strstr(fail_message(), "head_dim 6"));
+    assert_non_null(strstr(fail_message(), "head_dim: SkyworkForCausalLM cannot say 6 with 4 heads"));
     c.arch = ARCH_LLAMA;
     assert_int_equal(config_write(&text, &c), ERR_CONFIG);
     assert_non_null(strstr(fail_message(), "--num-experts"));

@@ -8,8 +8,9 @@
 #include "base/log.h"
 #include "kernels/kernels_fill.h"
 
-// Numbers of the block that is read; of a thread's piece (2 MiB); how far ahead memory is asked, into L2.
-enum { BLOCK = 32L << 20, PIECE = 1 << 18, AHEAD = 256 };
+// Numbers of the block that is read; of a thread's piece (2 MiB), read in several places at once, which is faster than
+// from end to end; how far ahead memory is asked, into L2.
+enum { BLOCK = 32L << 20, PIECE = 1 << 18, PLACES = 8, PART = PIECE / PLACES, AHEAD = 256 };
 static struct arena arena; // as the kernels' own memory, in large pages where there are any
 static uint64_t *block;    // 256 MiB of it
 static long next_piece;
@@ -66,10 +67,12 @@ static double read_slice(double seconds)
         piece = next_piece++;
         const uint64_t *from = block + piece % (BLOCK / PIECE) * PIECE;
         uint64_t sum = 0;
-        for (long i = 0; i < PIECE; i += 8) { // one load a cache line is enough to move it
-            __builtin_prefetch(from + i + AHEAD, 0, 2);
-            sum += from[i];
-        }
+        for (long i = 0; i < PART; i += 8) // one load a cache line is enough to move it
+#pragma GCC unroll 8
+            for (long place = 0; place < PIECE; place += PART) {
+                __builtin_prefetch(from + place + i + AHEAD, 0, 2);
+                sum += from[place + i];
+            }
         __asm__ volatile("" : : "r"(sum)); // the loop stays
         done += PIECE * (long)sizeof *from;
     }

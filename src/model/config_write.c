@@ -25,8 +25,8 @@ static enum status check_sayable(const struct config *c)
     if (c->arch == ARCH_LLAMA && c->window != 0)
         return fail(ERR_CONFIG, "--arch: LlamaForCausalLM cannot say sliding_window %ld", c->window);
     if (c->arch == ARCH_SKYWORK && c->C * c->H != c->D)
-        return fail(ERR_CONFIG, "--arch: SkyworkForCausalLM cannot say head_dim %ld with %ld heads of hidden size %ld "
-                    "(take --arch mixtral)", c->C, c->H, c->D);
+        return fail(ERR_CONFIG, "head_dim: SkyworkForCausalLM cannot say %ld with %ld heads of hidden size %ld "
+                    "(upcycle with --arch mixtral)", c->C, c->H, c->D);
     return OK;
 }
 
