@@ -13,6 +13,7 @@
 static char *out_text, *err_text; // of the last call
 
 static const char *program_threads = "1"; // NULL: as many as there are processors
+static bool program_joined;                // standard error goes where standard output goes
 
 static UNUSED pid_t start(const char *const *word)
 {
@@ -22,7 +23,7 @@ static UNUSED pid_t start(const char *const *word)
     const char *argv[64] = {program};
     for (int i = 0; word[i]; i++) argv[i + 1] = word[i];
     int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600), in = open("/dev/null", O_RDONLY);
-    int err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int err = program_joined ? dup(out) : open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
     if (path_exists(at("stdin"))) in = open(at("stdin"), O_RDONLY);
     dup2(in, 0);
     dup2(out, 1);
