@@ -276,8 +276,8 @@ static inline __attribute__((always_inline)) void fetch_line(struct fetch *f)
     f->at += NUMBERS;
 }
 
-// Numbers of a row from c on, C of the head. Memory drops requests that it has no room for: the line that comes `ahead`
-// numbers later is asked for again.
+// Numbers of a row from c on, C of the head (whole: a multiple of NUMBERS). Memory drops requests that it has no room
+// for: the line that comes `ahead` numbers later is asked for again.
 static inline __attribute__((always_inline)) vf fetching(const bool whole, struct fetch *f, const uint16_t *row, long c,
                                                          long C, long ahead)
 {
