@@ -91,6 +91,7 @@ void bench_measure(struct bench_row *r, const struct bench_work *w, double secon
     long n = once < slice_least ? (long)(slice_least / once) + 1 : 1, pairs = 0;
     double begin = seconds_now();
     slices.probe = w->probe;
+    peak_wake(w->probe);
     slices.before = peak_slice(w->probe, probe_seconds);
     slices.n = 0;
     do {

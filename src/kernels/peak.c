@@ -55,16 +55,18 @@ static double loop_slice(peak_loop *loop, double seconds)
     return (double)done / (seconds_now() - begin);
 }
 
-// The pieces follow one another through the whole block, so that none is still in a cache when it comes again.
-static double read_slice(double seconds)
+// The pieces follow one another through the whole block, so that none is still in a cache when it comes again. `least`
+// pieces, however long they take.
+static double read_slice(double seconds, long least)
 {
     double begin = seconds_now();
-    long done = 0;
+    long done = 0, first = next_piece;
 #pragma omp parallel reduction(+ : done)
-    while (seconds_now() - begin < seconds) {
+    for (;;) {
         long piece;
 #pragma omp atomic capture
         piece = next_piece++;
+        if (piece - first >= least && seconds_now() - begin >= seconds) break;
         const uint64_t *from = block + piece % (BLOCK / PIECE) * PIECE;
         uint64_t sum = 0;
         for (long i = 0; i < PART; i += 8) // one load a cache line is enough to move it
@@ -79,10 +81,16 @@ static double read_slice(double seconds)
     return (double)done / (seconds_now() - begin);
 }
 
+void peak_wake(enum peak p)
+{
+    CHECK(block);
+    if (p == PEAK_READ) read_slice(0, BLOCK / PIECE);
+}
+
 double peak_slice(enum peak p, double seconds)
 {
     CHECK(block);
-    if (p == PEAK_READ) return read_slice(seconds);
+    if (p == PEAK_READ) return read_slice(seconds, 0);
     peak_loop *loop = loop_of(p);
     return loop ? loop_slice(loop, seconds) : 0;
 }

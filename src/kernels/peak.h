@@ -11,6 +11,8 @@ enum peak { PEAK_F32, PEAK_BF16, PEAK_INT8, PEAK_READ, PEAKS };
 // Reserves what the probes read. ERR_MEMORY. kernels_init comes first.
 MUST_USE enum status peaks_open(void);
 void peaks_close(void);
+// Touches what a probe reads: a virtual machine's host may have put it away since.
+void peak_wake(enum peak p);
 // Operations or bytes a second of all threads together, over about `seconds`; 0 where the kernel level has no such
 // instruction.
 double peak_slice(enum peak p, double seconds);
