@@ -23,11 +23,11 @@ static UNUSED pid_t start(const char *const *word)
     const char *argv[64] = {program};
     for (int i = 0; word[i]; i++) argv[i + 1] = word[i];
     int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600), in = open("/dev/null", O_RDONLY);
-    int err = program_joined ? dup(out) : open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
     if (path_exists(at("stdin"))) in = open(at("stdin"), O_RDONLY);
     dup2(in, 0);
     dup2(out, 1);
-    dup2(err, 2);
+    dup2(program_joined ? out : err, 2);
     if (program_threads) setenv("OMP_NUM_THREADS", program_threads, 1);
     else unsetenv("OMP_NUM_THREADS");
     execv(program, (char *const *)argv);

@@ -68,7 +68,7 @@ const struct setting train_rows[] = {
     {"log-interval", SETTING_LONG, AT(log_interval), "10", 1, HUGE_STEPS, NULL,
      "steps between progress lines (metrics.jsonl has every step)"},
     {"peak-tflops", SETTING_REAL, AT(peak_tflops), "0", 0, 1e9, NULL,
-     "the best a rank could do, as bench prints it: mfu of metrics.jsonl is the share of it; 0: unknown, mfu is null"},
+     "what a rank could do at best (bench prints GFLOP/s): mfu of metrics.jsonl is the share of it; 0: mfu is null"},
 
     {"num-experts", SETTING_LONG, AT(num_experts), NULL, 0, 4096, NULL,
      "--model: experts of each layer; default: what config.json says"},

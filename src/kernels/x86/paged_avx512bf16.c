@@ -399,7 +399,7 @@ static void few_queries(long n, bool whole, struct few *s, const struct paged *x
     case 2 * (n) + 1: few_meet(n, true, s, x, rows, at, tile, k, v); break;
         QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6) QUERIES(7) QUERIES(8)
 #undef QUERIES
-    default: CHECK(false);
+    default: CHECK(!"1 to FEW queries");
     }
 }
 
@@ -428,7 +428,7 @@ static void run_few(const struct paged *x, const struct run *r, long g, long hea
     }
     struct tile_rows rows[2];
     long first = r->first / K_TILE * K_TILE, channels = heads * x->C;
-    const uint16_t *zeros = memset(take(&at, round_up(channels, 2) / 2), 0, (size_t)channels * sizeof *zeros);
+    const uint16_t *zeros = memset(take(&at, channels / 2), 0, (size_t)channels * sizeof *zeros);
     find_few_rows(&rows[first / K_TILE % 2], x, r, g, first, zeros);
     for (long tile = first; tile <= r->last; tile += K_TILE) {
         const struct tile_rows *now = &rows[tile / K_TILE % 2];
@@ -451,7 +451,7 @@ static long scratch_bytes(const struct paged *x, long rows, long heads)
 {
     long C = x->C, strips = rows * x->group / STRIP + 1, few = heads * FEW;
     long tiles = K_TILE * C + K_TILE / 2 * x->wide + 2 * K_TILE * STRIP + 1024;
-    return 4 * (tiles + strips * ((C / 2 + x->wide) * STRIP + 256) + few * (2 * C + x->wide + 128));
+    return 4 * (tiles + strips * ((C / 2 + x->wide) * STRIP + 256) + few * (C + x->wide + 128) + heads * C);
 }
 
 static void attention_paged(el *o, const el *qkv, struct kv_view kv, long T, long H, long G, long C, long window,
